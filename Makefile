@@ -39,6 +39,6 @@ LOCK = $(UV) pip compile pyproject.toml --quiet --universal --python-version 3.1
        --no-header --no-annotate --no-emit-index-url --no-emit-find-links -c requirements/constraints.in
 
 lock: $(UV) ## Resolve the lock files in requirements/ again
-	$(LOCK) --upgrade --extra operator --extra runtime --extra dev -o requirements/dev.txt
+	$(LOCK) --extra operator --extra runtime --extra dev -o requirements/dev.txt
 	$(LOCK) -c requirements/dev.txt --extra operator -o requirements/operator.txt
 	$(LOCK) -c requirements/dev.txt --extra runtime -o requirements/runtime.txt
