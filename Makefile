@@ -1,4 +1,4 @@
-# Dedicate: a table of contents. Long recipes live in dev/; this file only names them.
+# Dedicate: a table of contents. Recipes longer than a few lines live in dev/; this file names them.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 
@@ -8,37 +8,98 @@ UV     := $(CACHE)/uv/$(shell sha256sum requirements/uv.txt | cut -c1-16)/bin/uv
 VENV   := .venv
 RUN    := $(VENV)/bin/python
 STAMP  := $(VENV)/.installed-$(shell cat requirements/dev.txt pyproject.toml | sha256sum | cut -c1-16)
+PYTEST := $(RUN) -m pytest
 
 export UV_CACHE_DIR := $(CACHE)/uv/cache
-export UV_LINK_MODE ?= hardlink
 
-.PHONY: help venv lock
+.PHONY: help demo down clean serve test test-unit test-contract test-runtime test-cluster test-e2e test-gpu \
+        lint format extras images bench tools venv lock
 
 help: ## List the targets
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
+	@sed -nE -e 's/^##@ (.*)/\n\1/p' -e 's/^([a-z0-9-]+):.*## (.*)/  \1\t\2/p' Makefile | expand -t 18
 
-##@ Environment
-$(UV): requirements/uv.txt
-	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed, this is " + sys.version.split()[0]) if sys.version_info < (3, 11) else None'
-	@echo "==> installing uv, once"
-	@$(PYTHON) -m venv $(dir $(@D))
-	@$(dir $@)pip install --quiet --require-hashes -r requirements/uv.txt
-	@touch $@
+##@ Use
+demo: venv ## A real cluster, the chart, an endpoint and a completion through the ingress; CONTEXT= for a cluster of your own
+	@$(RUN) -m dev.demo up $(if $(CONTEXT),--context $(CONTEXT))
 
-$(STAMP): $(UV)
-	@echo "==> Python environment in $(VENV) (the first time fetches about 3 GB: torch with CUDA)"
-	@rm -f $(VENV)/.installed-*
-	@test -x $(RUN) || $(UV) venv --quiet --python $(PYTHON) $(VENV)
-	@$(UV) pip sync --quiet --require-hashes --python $(RUN) requirements/dev.txt
-	@$(UV) pip install --quiet --no-deps --no-build-isolation --python $(RUN) --editable .
-	@touch $@
+down: venv ## End everything that demo started; caches stay
+	@$(RUN) -m dev.demo down
 
-venv: $(STAMP) ## Make or refresh the Python environment in .venv
+clean: venv ## The same, and remove the caches and the environment
+	@$(RUN) -m dev.demo clean
+	@rm -rf $(CACHE) $(VENV)
 
-LOCK = $(UV) pip compile pyproject.toml --quiet --universal --python-version 3.11 --generate-hashes \
-       --no-header --no-annotate --no-emit-index-url --no-emit-find-links -c requirements/constraints.in
+serve: venv ## The runtime alone on 127.0.0.1; MODEL= PORT= KEY= DEDICATE=
+	@$(RUN) -m dev.serve
+
+##@ Check
+test: venv tools ## Every tier below, one summary
+	@$(PYTEST)
+
+test-unit: venv tools ## Pure modules
+	@$(PYTEST) tests/unit
+
+test-contract: venv ## What the operator writes is what the runtime parses
+	@$(PYTEST) tests/contract
+
+test-runtime: venv ## A live server with a real model
+	@$(PYTEST) tests/runtime
+
+test-cluster: venv tools ## The operator against a real API server
+	@$(PYTEST) tests/cluster
+
+test-e2e: venv tools ## Everything on a real node; needs root
+	@$(PYTEST) tests/e2e
+
+test-gpu: venv ## What needs a CUDA device
+	@$(PYTEST) tests/gpu
+
+lint: venv ## ruff, mypy, import contracts, layout
+	@$(VENV)/bin/ruff check --quiet .
+	@$(VENV)/bin/ruff format --quiet --check .
+	@$(VENV)/bin/mypy operator/dedicate_operator runtime/dedicate_runtime dev
+	@$(VENV)/bin/lint-imports --no-logo | tail -n 3
+	@! git ls-files | grep -E '(^|/)operator(/__init__)?\.py$$|^tests/(.*/)?__init__\.py$$' || \
+	  { echo "these files shadow a standard-library module or break test imports"; exit 1; }
+
+format: venv ## Format and sort imports
+	@$(VENV)/bin/ruff check --quiet --fix --select I .
+	@$(VENV)/bin/ruff format --quiet .
+
+extras: venv ## Install each extra alone and import its side
+	@$(RUN) dev/check_extras.py
+
+bench: venv ## Measure; bench/README.md gives the method
+	@$(RUN) -m bench
+
+##@ Build
+images: venv ## The two container images
+	@$(RUN) -m dev.images build all
+
+tools: venv ## The control plane, the node and Helm, built from Go modules
+	@$(RUN) -m dev.cluster build
+
+venv: $(STAMP) ## The Python environment in .venv
 
 lock: $(UV) ## Resolve the lock files in requirements/ again
 	$(LOCK) --extra operator --extra runtime --extra dev -o requirements/dev.txt
 	$(LOCK) -c requirements/dev.txt --extra operator -o requirements/operator.txt
 	$(LOCK) -c requirements/dev.txt --extra runtime -o requirements/runtime.txt
+
+LOCK = $(UV) pip compile pyproject.toml --quiet --universal --python-version 3.11 --generate-hashes \
+       --no-header --no-annotate --no-emit-index-url --no-emit-find-links -c requirements/constraints.in
+
+$(UV): requirements/uv.txt
+	@$(PYTHON) -c 'import sys; sys.exit(f"Python 3.11 or newer is needed, this is {sys.version}" if sys.version_info < (3, 11) else 0)'
+	@echo "==> Installing uv, once"
+	@$(PYTHON) -m venv $(dir $(@D))
+	@$(dir $@)pip install --quiet --disable-pip-version-check --require-hashes -r requirements/uv.txt
+	@touch $@
+
+$(STAMP): $(UV)
+	@echo "==> Python environment in $(VENV) (the first time fetches about 3 GB: torch is the CUDA build)"
+	@rm -f $(VENV)/.installed-*
+	@test -x $(RUN) || $(UV) venv --quiet --python $(PYTHON) $(VENV)
+	@$(UV) pip sync --quiet --require-hashes --python $(RUN) requirements/dev.txt
+	@$(UV) pip install --quiet --no-deps --no-build-isolation --python $(RUN) --editable .
+	@touch $@

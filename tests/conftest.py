@@ -1,0 +1,49 @@
+"""What all tiers share: the cluster fixtures, and a summary that says what each tier ran against."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+
+pytest_plugins = ["dev.cluster.pytest_plugin"]
+
+_TIERS = {
+    "unit": "pure modules, no cluster",
+    "contract": "the operator's manifests against the runtime's parser",
+    "runtime": "a live runtime with real weights",
+    "cluster": "the operator as a process, against a real API server",
+    "e2e": "a real node: kubelet, containerd, Traefik, Helm, our images",
+    "gpu": "a CUDA device",
+}
+_DETAILS = pytest.StashKey[dict[str, str]]()
+
+
+def pytest_configure(config):
+    config.stash[_DETAILS] = {}
+
+
+@pytest.fixture(scope="session")
+def ran_against(request):
+    """Record, for the summary, what a tier really ran against: `ran_against("e2e", "Kubernetes v1.34.2")`."""
+
+    def record(tier, what):
+        request.config.stash[_DETAILS][tier] = what
+
+    return record
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    """Print one line a tier: counts by outcome, and what it ran against."""
+    outcomes = {tier: Counter() for tier in _TIERS}
+    for outcome in ("passed", "failed", "skipped", "error"):
+        for report in terminalreporter.stats.get(outcome, []):
+            tier = report.nodeid.split("/")[1] if report.nodeid.startswith("tests/") else None
+            if tier in outcomes:
+                outcomes[tier][outcome] += 1
+    terminalreporter.section("tiers")
+    for tier, counts in outcomes.items():
+        if counts:
+            numbers = ", ".join(f"{number} {outcome}" for outcome, number in sorted(counts.items()))
+            against = config.stash[_DETAILS].get(tier, _TIERS[tier])
+            terminalreporter.line(f"{tier:9} {numbers:32} {against}")
