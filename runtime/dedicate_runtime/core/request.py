@@ -27,7 +27,8 @@ class FinishReason(Enum):
 class SamplingParams:
     """How one sequence is sampled. Ranges are checked where a request is parsed, not here.
 
-    `temperature` 0 is greedy; `top_k` 0 is off. The draw for output position i depends on (`seed`, i) and the logits alone.
+    `temperature` 0 is greedy; `top_k` 0 is off. The draw for output position i depends on (`seed`, i) and the logits
+    alone.
     """
 
     max_tokens: int
@@ -60,8 +61,8 @@ class Request:
 class TokenLogprobs:
     """Log-probabilities at one position, before temperature and filters, natural logarithm.
 
-    `top` is sorted by descending log-probability, then id; it always contains the chosen token with the same float, so it
-    holds `num_logprobs` or `num_logprobs` + 1 pairs.
+    `top` is sorted by descending log-probability, then id; it always contains the chosen token with the same float, so
+    it holds `num_logprobs` or `num_logprobs` + 1 pairs.
     """
 
     token_id: int
@@ -88,8 +89,12 @@ class SequenceOutput:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelInfo:
-    """What the API needs to know of the loaded model."""
+    """What the API needs to know of the loaded model.
 
+    `folder` is where config, tokenizer and chat template lie: the local folder, or the hub snapshot that was fetched.
+    """
+
+    folder: str
     vocab_size: int
     max_model_len: int
     dtype: str
