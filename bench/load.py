@@ -1,7 +1,7 @@
 """A load client for OpenAI-compatible servers: closed loop, streamed, every request told apart.
 
-Closed loop: each of C workers sends its next request when the last one has ended, so C requests are always in flight.
-What a server reports of itself is not used; tokens are counted by tokenising the text that arrived, with the model's own
+Closed loop: each of C workers sends its next request when the last one has ended, so C are always in flight. What a
+server reports of itself is not used; tokens are counted by tokenising the text that arrived, with the model's own
 tokenizer, the same for every server.
 """
 
@@ -17,10 +17,10 @@ from dataclasses import dataclass
 import httpx
 from tokenizers import Tokenizer
 
-_WORDS = (
+_WORDS = (  # thirty: a prompt has the length of a short question with some context
     "river stone winter market engine garden letter bridge window morning silver paper forest island captain music "
     "history travel copper signal harbour meadow thunder lantern village orchard compass teacher painter doctor"
-).split()  # noqa: SIM905 - thirty quoted words are harder to read
+)
 _REQUEST_TIMEOUT_S = 300  # arbitrary: far above what the slowest server here takes
 
 
@@ -55,9 +55,9 @@ class Target:
 
 def build_prompts(load: Load) -> Iterator[str]:
     """Draw prompts of 30 words, about 50 to 64 tokens with a chat template; no two share a prefix beyond it."""
-    rng = random.Random(load.seed)
+    rng, words = random.Random(load.seed), _WORDS.split()
     for _ in range(load.num_requests):
-        yield "Write a long story with these words: " + " ".join(rng.choices(_WORDS, k=30))
+        yield "Write a long story with these words: " + " ".join(rng.choices(words, k=30))
 
 
 async def run_load(target: Target, load: Load, tokenizer: Tokenizer) -> tuple[list[Sample], float]:
