@@ -47,6 +47,11 @@ class SamplingParams:
     """Alternatives to report beside the chosen token; None reports no logprobs at all."""
     prompt_logprobs: bool = False
 
+    @property
+    def has_penalties(self) -> bool:
+        """True if sampling depends on which tokens came before."""
+        return self.repetition_penalty != 1.0 or self.presence_penalty != 0.0 or self.frequency_penalty != 0.0
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
