@@ -1,0 +1,33 @@
+"""The composition root inside a cluster: read the plan, prepare files, hand the components to a supervisor."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from dev.cluster.component import Component
+from dev.cluster.control_plane import build_control_plane
+from dev.cluster.paths import ClusterPaths
+from dev.cluster.pki import issue_all
+from dev.cluster.plan import ClusterPlan
+from dev.cluster.status import ClusterStatus
+from dev.cluster.supervisor import Supervisor
+
+
+def build_components(plan: ClusterPlan, paths: ClusterPaths) -> tuple[Component, ...]:
+    """Return every component of the plan's profile."""
+    return build_control_plane(plan, paths)
+
+
+def main() -> int:
+    paths = ClusterPaths(Path(sys.argv[1]))
+    plan = ClusterPlan.from_json(paths.plan.read_text())
+    issue_all(plan, paths)
+    status = ClusterStatus()
+    return Supervisor(
+        build_components(plan, paths), paths.logs, status, lambda changed: changed.write(paths.status)
+    ).run()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

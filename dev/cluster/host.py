@@ -1,0 +1,99 @@
+"""What a cluster with a node needs of the machine itself: forwarding and three firewall rules for its link.
+
+All else happens in namespaces that end with the cluster. Each rule carries the slot in a comment, so that ours are
+found again after any crash, and nothing else is touched.
+"""
+
+from __future__ import annotations
+
+import shlex
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import pairwise
+from pathlib import Path
+
+from dev.cluster.locks import hold_lock
+from dev.cluster.plan import ClusterPlan
+from dev.cluster.slots import LOCKS, is_any_slot_taken
+
+_FORWARDING = Path("/proc/sys/net/ipv4/ip_forward")
+# Holds what the setting was before the first cluster changed it.
+_FORWARDING_BEFORE = LOCKS / "ip_forward.before"
+_CGROUPS = Path("/sys/fs/cgroup")
+
+
+def build_rules(plan: ClusterPlan) -> list[tuple[str, str, list[str]]]:
+    """Return (table, chain, match and target) of the rules that let the link through any firewall."""
+    comment = ["-m", "comment", "--comment", _comment(plan)]
+    link = plan.host_link_name
+    return [
+        ("filter", "INPUT", ["-i", link, *comment, "-j", "ACCEPT"]),
+        ("filter", "FORWARD", ["-i", link, *comment, "-j", "ACCEPT"]),
+        ("filter", "FORWARD", ["-o", link, *comment, "-j", "ACCEPT"]),
+        ("nat", "POSTROUTING", ["-s", str(plan.link), "!", "-o", link, *comment, "-j", "MASQUERADE"]),
+    ]
+
+
+def _comment(plan: ClusterPlan) -> str:
+    return f"dedicate-cluster-{plan.slot_number}"
+
+
+def prepare(plan: ClusterPlan) -> None:
+    """Let packets pass between the node, this machine and the world."""
+    with _machine_lock():
+        if _FORWARDING.read_text().strip() == "0":
+            _FORWARDING_BEFORE.write_text("0")
+            _FORWARDING.write_text("1")
+        for table, chain, rule in build_rules(plan):
+            _run("iptables", "-w", "-t", table, "-I", chain, "1", *rule)
+    for hierarchy in _cgroup_hierarchies():
+        (hierarchy / plan.cgroup.lstrip("/")).mkdir(parents=True, exist_ok=True)
+
+
+def clean(plan: ClusterPlan) -> None:
+    """Undo `prepare`, and remove a link that outlived its namespace; what is not there is no error."""
+    with _machine_lock():
+        for table in ("filter", "nat"):
+            for rule in find_rules(_run("iptables", "-w", "-t", table, "-S"), _comment(plan)):
+                _run("iptables", "-w", "-t", table, "-D", *rule)
+        if _FORWARDING_BEFORE.exists() and not is_any_slot_taken(besides=plan.slot_number):
+            _FORWARDING.write_text(_FORWARDING_BEFORE.read_text())
+            _FORWARDING_BEFORE.unlink()
+    if (Path("/sys/class/net") / plan.host_link_name).exists():
+        subprocess.run(["ip", "link", "delete", plan.host_link_name], capture_output=True, check=False)
+    for hierarchy in _cgroup_hierarchies():
+        _remove_cgroup(hierarchy / plan.cgroup.lstrip("/"))
+
+
+def find_rules(listing: str, comment: str) -> list[list[str]]:
+    """Return, as arguments for `-D`, the rules of an `iptables -S` listing that carry exactly this comment."""
+    rules = [shlex.split(line) for line in listing.splitlines() if line.startswith("-A ")]
+    return [rule[1:] for rule in rules if ("--comment", comment) in pairwise(rule)]
+
+
+def _cgroup_hierarchies() -> list[Path]:
+    """Return the mounted hierarchies: one on cgroup v2, one for each controller on v1."""
+    mounts = [line.split() for line in Path("/proc/self/mounts").read_text().splitlines()]
+    return [Path(target) for _source, target, kind, *_rest in mounts if kind in {"cgroup", "cgroup2"}]
+
+
+def _remove_cgroup(folder: Path) -> None:
+    """Remove an empty subtree, and our parent folder above it when no other cluster uses it."""
+    if not folder.exists():
+        return
+    for path in sorted((path for path in folder.rglob("*") if path.is_dir()), reverse=True):
+        path.rmdir()
+    folder.rmdir()
+    if not any(path.is_dir() for path in folder.parent.iterdir()):
+        folder.parent.rmdir()
+
+
+@contextmanager
+def _machine_lock() -> Iterator[None]:
+    with hold_lock(LOCKS / "machine.lock"):
+        yield
+
+
+def _run(*command: str) -> str:
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
