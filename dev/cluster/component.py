@@ -7,16 +7,15 @@ Probes really ask the component; none waits a fixed time.
 from __future__ import annotations
 
 import http.client
-import ssl
 import subprocess
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from graphlib import CycleError, TopologicalSorter
-from pathlib import Path
 from typing import Protocol
 from urllib.parse import urlsplit
 
 from dev.cluster.errors import ClusterError
+from dev.cluster.kube import TlsFiles
 
 PROBE_TIMEOUT_S = 2.0
 
@@ -26,15 +25,6 @@ class Probe(Protocol):
 
     def find_obstacle(self) -> str | None:
         """Return None when ready, else what stands in the way."""
-
-
-@dataclass(frozen=True)
-class TlsFiles:
-    """A client's certificate, its key and the authority that it trusts."""
-
-    ca: Path
-    certificate: Path
-    key: Path
 
 
 @dataclass(frozen=True)
@@ -50,8 +40,7 @@ class HttpProbe:
         if self.tls is None:
             connection = http.client.HTTPConnection(parts.netloc, timeout=PROBE_TIMEOUT_S)
         else:
-            context = ssl.create_default_context(cafile=str(self.tls.ca))
-            context.load_cert_chain(self.tls.certificate, self.tls.key)
+            context = self.tls.build_context()
             connection = http.client.HTTPSConnection(parts.netloc, timeout=PROBE_TIMEOUT_S, context=context)
         try:
             connection.request("GET", parts.path)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dev.cluster.component import Component, HttpProbe, TlsFiles
+from dev.cluster.component import Component, HttpProbe
+from dev.cluster.kube import TlsFiles
 from dev.cluster.paths import ClusterPaths
 from dev.cluster.plan import ClusterPlan, Profile
 

@@ -1,4 +1,4 @@
-"""What a cluster with a node needs of the machine itself: forwarding and three firewall rules for its link.
+"""What a cluster with a node needs of the machine itself: forwarding, a few firewall rules for its link, a cgroup.
 
 All else happens in namespaces that end with the cluster. Each rule carries the slot in a comment, so that ours are
 found again after any crash, and nothing else is touched.
@@ -31,7 +31,10 @@ def build_rules(plan: ClusterPlan) -> list[tuple[str, str, list[str]]]:
         ("filter", "INPUT", ["-i", link, *comment, "-j", "ACCEPT"]),
         ("filter", "FORWARD", ["-i", link, *comment, "-j", "ACCEPT"]),
         ("filter", "FORWARD", ["-o", link, *comment, "-j", "ACCEPT"]),
-        ("nat", "POSTROUTING", ["-s", str(plan.link), "!", "-o", link, *comment, "-j", "MASQUERADE"]),
+        *(
+            ("nat", "POSTROUTING", ["-s", str(source), "!", "-o", link, *comment, "-j", "MASQUERADE"])
+            for source in (plan.link, plan.pod_cidr)
+        ),
     ]
 
 

@@ -105,11 +105,14 @@ def install_packages(profile: Profile, say: Callable[[str], None]) -> None:
     try:
         with log_path.open("w") as log:
             environment = os.environ | {"DEBIAN_FRONTEND": "noninteractive"}
-            for command in (["update"], ["install", "--yes", "--no-install-recommends", *packages]):
+            for command in (
+                ["update"],
+                ["-o", "DPkg::Lock::Timeout=300", "install", "--yes", "--no-install-recommends", *packages],
+            ):
                 if subprocess.run(
                     ["apt-get", *command], stdout=log, stderr=log, env=environment, check=False
                 ).returncode:
-                    raise ClusterError(f"apt-get {command[0]} failed; see {log_path}.")
+                    raise ClusterError(f"apt-get could not install {', '.join(packages)}; see {log_path}.")
     finally:
         if made_policy:
             policy.unlink()
