@@ -1,0 +1,51 @@
+"""The operator's own errors; each says what may be done about it."""
+
+from __future__ import annotations
+
+
+class OperatorError(Exception):
+    """Base of every error that the operator raises on purpose."""
+
+
+class SettingsError(OperatorError):
+    """The environment holds a value that cannot be used; the operator does not start."""
+
+
+class SpecError(OperatorError):
+    """A specification that the CRD let through and that cannot be served; only its author can help.
+
+    Reached when the CRD in the cluster is older or newer than the operator.
+    """
+
+    def __init__(self, field: str, problem: str) -> None:
+        super().__init__(f"{field} {problem}")
+        self.field = field
+
+
+class ClusterError(OperatorError):
+    """The API server refused or could not be reached."""
+
+    def __init__(
+        self, message: str, *, code: int | None = None, retry_after_s: float | None = None, reason: str = ""
+    ) -> None:
+        super().__init__(message)
+        self.code = code
+        self.reason = reason
+        self.retry_after_s = retry_after_s
+
+    @property
+    def is_retryable(self) -> bool:
+        """Whether the same request can succeed later: no answer, a conflict, too many requests, a server's fault."""
+        return self.code is None or self.code in {401, 409, 410, 429} or self.code >= 500
+
+    @property
+    def is_not_found(self) -> bool:
+        return self.code == 404
+
+    @property
+    def is_conflict(self) -> bool:
+        return self.code == 409
+
+    @property
+    def is_gone(self) -> bool:
+        return self.code == 410

@@ -1,0 +1,156 @@
+"""Builders of the children: one endpoint and the operator's defaults in, one new manifest out.
+
+Pure. What is left out of a manifest belongs to somebody else. `seal` puts the hash of the whole intent on an object, so
+that a field that is dropped from the intent later is noticed as well as one that is changed.
+"""
+
+from __future__ import annotations
+
+import base64
+from typing import Any
+
+from dedicate_operator import names
+from dedicate_operator.settings import EndpointDefaults
+from dedicate_operator.spec import Endpoint, OwnedClaimCache
+from dedicate_operator.template import Manifest, build_pod_template
+
+# A rollout is called stalled only after a pod has had its whole startup, scheduling and a pull.
+_PROGRESS_MARGIN_S = 600
+_NGINX_UNITS = {"Ki": "k", "Mi": "m", "Gi": "g"}
+
+
+def build_deployment(endpoint: Endpoint, defaults: EndpointDefaults) -> Manifest:
+    spec = endpoint.spec
+    return seal(
+        {
+            "apiVersion": "apps/v1",
+            "kind": "Deployment",
+            "metadata": _build_metadata(endpoint, endpoint.key.name),
+            "spec": {
+                "replicas": spec.wanted_replicas,
+                "revisionHistoryLimit": 3,
+                "progressDeadlineSeconds": spec.startup_timeout_s + _PROGRESS_MARGIN_S,
+                "selector": {"matchLabels": names.build_selector(endpoint.key.name)},
+                "strategy": _build_strategy(endpoint),
+                "template": build_pod_template(endpoint, defaults),
+            },
+        }
+    )
+
+
+def _build_strategy(endpoint: Endpoint) -> Manifest:
+    cache = endpoint.spec.cache
+    # A ReadWriteOnce claim is mounted on one node: a second pod elsewhere would wait for ever for the first to go.
+    is_exclusive = isinstance(cache, OwnedClaimCache) and cache.access_mode == "ReadWriteOnce"
+    strategy = endpoint.spec.rollout_strategy
+    if strategy == "Recreate" or (strategy == "Auto" and is_exclusive):
+        return {"type": "Recreate"}
+    return {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}}
+
+
+def build_service(endpoint: Endpoint) -> Manifest:
+    return seal(
+        {
+            "apiVersion": "v1",
+            "kind": "Service",
+            "metadata": _build_metadata(endpoint, endpoint.key.name),
+            "spec": {
+                "type": "ClusterIP",
+                "selector": names.build_selector(endpoint.key.name),
+                "ports": [
+                    {
+                        "name": names.API_PORT_NAME,
+                        "port": names.SERVICE_PORT,
+                        "protocol": "TCP",
+                        "targetPort": names.API_PORT_NAME,
+                    }
+                ],
+            },
+        }
+    )
+
+
+def build_ingress(endpoint: Endpoint, defaults: EndpointDefaults) -> Manifest:
+    """Return the Ingress: a plain prefix path, since the runtime serves below it and nothing is rewritten."""
+    route = endpoint.spec.route
+    host = route.host or defaults.route_host
+    class_name = route.class_name or defaults.route_class_name
+    backend = {"service": {"name": endpoint.key.name, "port": {"name": names.API_PORT_NAME}}}
+    rule: Manifest = {
+        "http": {"paths": [{"path": f"/{endpoint.spec.dedicate}", "pathType": "Prefix", "backend": backend}]}
+    }
+    spec: Manifest = {"rules": [rule | ({"host": host} if host else {})]}
+    if class_name:
+        spec["ingressClassName"] = class_name
+    if route.is_tls:
+        tls = ({"hosts": [host]} if host else {}) | ({"secretName": route.tls_secret} if route.tls_secret else {})
+        spec["tls"] = [tls]
+    metadata = _build_metadata(endpoint, endpoint.key.name)
+    annotations = _build_route_annotations(endpoint)
+    if annotations:
+        metadata["annotations"] = annotations
+    return seal({"apiVersion": "networking.k8s.io/v1", "kind": "Ingress", "metadata": metadata, "spec": spec})
+
+
+def _build_route_annotations(endpoint: Endpoint) -> dict[str, str]:
+    route = endpoint.spec.route
+    if route.controller_profile != "IngressNGINX":
+        return {}
+    prefix = "nginx.ingress.kubernetes.io"
+    return {
+        f"{prefix}/proxy-read-timeout": str(route.request_timeout_s),
+        f"{prefix}/proxy-send-timeout": str(route.request_timeout_s),
+        f"{prefix}/proxy-buffering": "off",
+        f"{prefix}/proxy-request-buffering": "off",
+        f"{prefix}/proxy-body-size": route.max_body_size[:-2] + _NGINX_UNITS[route.max_body_size[-2:]],
+    }
+
+
+def build_cache_claim(endpoint: Endpoint, cache: OwnedClaimCache) -> Manifest:
+    """Return the claim; one that is to outlive the endpoint has no owner."""
+    metadata = _build_metadata(endpoint, names.cache_claim_name(endpoint.key.name))
+    if cache.retention_policy == "Retain":
+        del metadata["ownerReferences"]
+    spec: Manifest = {"accessModes": [cache.access_mode], "resources": {"requests": {"storage": cache.size}}}
+    if cache.storage_class_name:
+        spec["storageClassName"] = cache.storage_class_name
+    return seal({"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": metadata, "spec": spec})
+
+
+def build_keys_secret(endpoint: Endpoint, key: str) -> Manifest:
+    """Return the Secret with one generated key; it is created once and never read or written again."""
+    return {
+        "apiVersion": "v1",
+        "kind": "Secret",
+        "type": "Opaque",
+        "metadata": _build_metadata(endpoint, names.keys_secret_name(endpoint.key.name)),
+        "data": {names.DEFAULT_CLIENT: base64.b64encode(key.encode()).decode()},
+    }
+
+
+def build_owner_reference(endpoint: Endpoint) -> Manifest:
+    return {
+        "apiVersion": names.API_VERSION,
+        "kind": names.KIND,
+        "name": endpoint.key.name,
+        "uid": endpoint.uid,
+        "controller": True,
+        # True would ask for a right on the resource's finalizers, for nothing that we need.
+        "blockOwnerDeletion": False,
+    }
+
+
+def seal(manifest: Manifest) -> Manifest:
+    """Return the manifest with its own hash as an annotation; the argument is left as it was."""
+    metadata: dict[str, Any] = dict(manifest["metadata"])
+    annotations = {**metadata.get("annotations", {}), names.MANIFEST_HASH_ANNOTATION: names.hash_manifest(manifest)}
+    return {**manifest, "metadata": {**metadata, "annotations": annotations}}
+
+
+def _build_metadata(endpoint: Endpoint, name: str) -> Manifest:
+    return {
+        "name": name,
+        "namespace": endpoint.key.namespace,
+        "labels": names.build_labels(endpoint.key.name),
+        "ownerReferences": [build_owner_reference(endpoint)],
+    }

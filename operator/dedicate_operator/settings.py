@@ -1,0 +1,105 @@
+"""The operator's environment, parsed once into frozen values; docs/contract.md has the table."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal, cast, get_args
+
+from dedicate_operator.errors import SettingsError
+
+LogFormat = Literal["json", "plain"]
+LogLevel = Literal["debug", "info", "warning", "error"]
+
+_DNS_LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
+_DNS_NAME = re.compile(r"(\*\.)?[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?")
+_IMAGE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/@-]{0,511}")
+
+
+@dataclass(frozen=True, slots=True)
+class EndpointDefaults:
+    """What an endpoint that leaves a field out is given. `None`: the cluster decides."""
+
+    image: str
+    image_pull_secrets: tuple[str, ...] = ()
+    route_host: str | None = None
+    route_class_name: str | None = None
+    route_external_port: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """All that the operator is told from outside."""
+
+    defaults: EndpointDefaults
+    watch_namespaces: tuple[str, ...] = ()
+    log_format: LogFormat = "json"
+    log_level: LogLevel = "info"
+    liveness_port: int = 8080
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str]) -> Settings:
+        """Parse the variables that start with `DEDICATE_`.
+
+        Raises:
+            SettingsError: a value is missing or cannot be used; the message names the variable.
+        """
+        reader = _Reader(environment)
+        return cls(
+            defaults=EndpointDefaults(
+                image=reader.required("DEDICATE_RUNTIME_IMAGE", _IMAGE, "an image reference"),
+                image_pull_secrets=reader.names("DEDICATE_RUNTIME_IMAGE_PULL_SECRETS", _DNS_NAME),
+                route_host=reader.optional("DEDICATE_ROUTE_HOST", _DNS_NAME, "a DNS name"),
+                route_class_name=reader.optional("DEDICATE_ROUTE_CLASS_NAME", _DNS_NAME, "a DNS name"),
+                route_external_port=reader.port("DEDICATE_ROUTE_EXTERNAL_PORT"),
+            ),
+            watch_namespaces=reader.names("DEDICATE_WATCH_NAMESPACES", _DNS_LABEL),
+            log_format=cast("LogFormat", reader.choice("DEDICATE_LOG_FORMAT", get_args(LogFormat), "json")),
+            log_level=cast("LogLevel", reader.choice("DEDICATE_LOG_LEVEL", get_args(LogLevel), "info")),
+            liveness_port=reader.port("DEDICATE_LIVENESS_PORT") or 8080,
+        )
+
+
+class _Reader:
+    """Reads single variables; an empty one counts as absent, as a chart's empty value does."""
+
+    def __init__(self, environment: Mapping[str, str]) -> None:
+        self._environment = environment
+
+    def _text(self, name: str) -> str | None:
+        return self._environment.get(name, "").strip() or None
+
+    def optional(self, name: str, pattern: re.Pattern[str], what: str) -> str | None:
+        text = self._text(name)
+        if text is not None and not pattern.fullmatch(text):
+            raise SettingsError(f"{name} must be {what}, not {text!r}")
+        return text
+
+    def required(self, name: str, pattern: re.Pattern[str], what: str) -> str:
+        text = self.optional(name, pattern, what)
+        if text is None:
+            raise SettingsError(f"{name} must be set to {what}")
+        return text
+
+    def names(self, name: str, pattern: re.Pattern[str]) -> tuple[str, ...]:
+        """Return the comma-separated names, sorted and each once."""
+        parts = {part.strip() for part in (self._text(name) or "").split(",")} - {""}
+        for part in sorted(parts):
+            if not pattern.fullmatch(part):
+                raise SettingsError(f"{name} must be names separated by commas, and {part!r} is none")
+        return tuple(sorted(parts))
+
+    def choice(self, name: str, choices: tuple[str, ...], default: str) -> str:
+        text = self._text(name) or default
+        if text not in choices:
+            raise SettingsError(f"{name} must be one of {', '.join(choices)}, not {text!r}")
+        return text
+
+    def port(self, name: str) -> int | None:
+        text = self._text(name)
+        if text is None:
+            return None
+        if not (text.isascii() and text.isdigit() and 1 <= int(text) <= 65535):
+            raise SettingsError(f"{name} must be a port from 1 to 65535, not {text!r}")
+        return int(text)

@@ -1,0 +1,235 @@
+"""The pod template: what the contract with the runtime (docs/contract.md) looks like as a pod.
+
+Pure. Every call returns a new structure that shares nothing with its arguments.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+from dedicate_operator import names
+from dedicate_operator.settings import EndpointDefaults
+from dedicate_operator.spec import (
+    ClaimSource,
+    Endpoint,
+    EndpointSpec,
+    ExistingClaimCache,
+    HubSource,
+    OwnedClaimCache,
+)
+
+Manifest = dict[str, Any]
+
+# The runtime image's user and group.
+_RUNTIME_ID = 10001
+# What the kubelet's own SIGKILL waits beyond the runtime's drain, so that the drain always ends first.
+_TERMINATION_MARGIN_S = 15
+_STARTUP_PERIOD_S = 5
+
+# (resource, request, limit). Arbitrary; wide enough for an 8-billion-parameter model in half precision on one device.
+_DEFAULT_RESOURCES = (
+    ("cpu", "1", "8"),
+    ("memory", "4Gi", "32Gi"),
+    ("ephemeral-storage", "1Gi", "200Gi"),
+)
+
+
+def build_pod_template(endpoint: Endpoint, defaults: EndpointDefaults) -> Manifest:
+    """Return the template, annotated with its own hash so that its pods can be told from older ones."""
+    template: Manifest = {
+        "metadata": {"labels": names.build_labels(endpoint.key.name)},
+        "spec": _build_pod_spec(endpoint, defaults),
+    }
+    template["metadata"]["annotations"] = {names.TEMPLATE_HASH_ANNOTATION: names.hash_manifest(template)}
+    return template
+
+
+def select_image(spec: EndpointSpec, defaults: EndpointDefaults) -> str:
+    return spec.runtime.image or defaults.image
+
+
+def select_keys_secret(endpoint: Endpoint) -> str | None:
+    """Return the name of the Secret that holds the API keys, None where requests need none."""
+    if endpoint.spec.auth.mode == "None":
+        return None
+    return endpoint.spec.auth.api_keys_secret or names.keys_secret_name(endpoint.key.name)
+
+
+def _build_pod_spec(endpoint: Endpoint, defaults: EndpointDefaults) -> Manifest:
+    spec, scheduling = endpoint.spec, endpoint.spec.scheduling
+    pod: Manifest = {
+        "automountServiceAccountToken": False,
+        "enableServiceLinks": False,
+        "terminationGracePeriodSeconds": spec.pre_stop_s + spec.drain_s + _TERMINATION_MARGIN_S,
+        "securityContext": {
+            "runAsNonRoot": True,
+            "runAsUser": _RUNTIME_ID,
+            "runAsGroup": _RUNTIME_ID,
+            "fsGroup": _RUNTIME_ID,
+            "fsGroupChangePolicy": "OnRootMismatch",
+            "seccompProfile": {"type": "RuntimeDefault"},
+        },
+        "containers": [_build_container(endpoint, defaults)],
+        "volumes": _build_volumes(endpoint),
+        "topologySpreadConstraints": _build_spread(endpoint),
+    }
+    pull_secrets = spec.runtime.image_pull_secrets or defaults.image_pull_secrets
+    optional: Manifest = {
+        "imagePullSecrets": [{"name": name} for name in pull_secrets],
+        "nodeSelector": dict(scheduling.node_selector),
+        "tolerations": copy.deepcopy(list(scheduling.tolerations)),
+        "affinity": copy.deepcopy(scheduling.affinity),
+        "runtimeClassName": scheduling.runtime_class_name,
+        "priorityClassName": scheduling.priority_class_name,
+    }
+    return pod | {key: value for key, value in optional.items() if value}
+
+
+def _build_container(endpoint: Endpoint, defaults: EndpointDefaults) -> Manifest:
+    spec = endpoint.spec
+    container: Manifest = {
+        "name": names.CONTAINER,
+        "image": select_image(spec, defaults),
+        "args": build_args(endpoint),
+        "env": _build_env(spec),
+        "ports": [
+            {"name": names.API_PORT_NAME, "containerPort": names.API_PORT, "protocol": "TCP"},
+            {"name": names.MANAGEMENT_PORT_NAME, "containerPort": names.MANAGEMENT_PORT, "protocol": "TCP"},
+        ],
+        "resources": _build_resources(spec),
+        "securityContext": {
+            "allowPrivilegeEscalation": False,
+            "readOnlyRootFilesystem": True,
+            "capabilities": {"drop": ["ALL"]},
+        },
+        "startupProbe": _build_probe("/startupz", _STARTUP_PERIOD_S, -(-spec.startup_timeout_s // _STARTUP_PERIOD_S)),
+        "readinessProbe": _build_probe("/readyz", period_s=5, failures=2),
+        "livenessProbe": _build_probe("/healthz", period_s=10, failures=3),
+        "terminationMessagePath": names.FAILURE_FILE,
+        "terminationMessagePolicy": "File",
+        "volumeMounts": _build_mounts(endpoint),
+    }
+    if spec.pre_stop_s:
+        container["lifecycle"] = {"preStop": {"sleep": {"seconds": spec.pre_stop_s}}}
+    return container
+
+
+def build_args(endpoint: Endpoint) -> list[str]:
+    """Return the runtime's command line; the author's own arguments come last, where they win."""
+    spec, model = endpoint.spec, endpoint.spec.model
+    args = ["--model", _model_argument(model.source), "--dedicate", spec.dedicate]
+    for name in model.served_names:
+        args += ["--served-model-name", name]
+    if isinstance(model.source, HubSource) and model.source.revision:
+        args += ["--revision", model.source.revision]
+    args += ["--device", "cuda" if spec.accelerator.count else "cpu"]
+    args += ["--dtype", model.dtype.lower(), "--sampling-defaults", model.sampling_defaults.lower()]
+    if model.max_length_tokens is not None:
+        args += ["--max-model-len", str(model.max_length_tokens)]
+    if model.remote_code == "Allow":
+        args += ["--trust-remote-code"]
+    if select_keys_secret(endpoint) is None:
+        args += ["--auth", "none"]
+    else:
+        args += ["--auth", "api-key", "--api-keys-dir", names.KEYS_DIR]
+    args += ["--port", str(names.API_PORT), "--management-port", str(names.MANAGEMENT_PORT)]
+    args += ["--drain-seconds", str(spec.drain_s), "--failure-file", names.FAILURE_FILE]
+    return [*args, *spec.runtime.args]
+
+
+def _model_argument(source: HubSource | ClaimSource) -> str:
+    if isinstance(source, HubSource):
+        return source.uri
+    return f"{names.MODELS_DIR}/{source.path}".rstrip("/")
+
+
+def _build_env(spec: EndpointSpec) -> list[Manifest]:
+    env: dict[str, Manifest] = {"HOME": {"value": names.TMP_DIR}}
+    source = spec.model.source
+    if isinstance(source, ClaimSource):
+        env["HF_HUB_OFFLINE"] = {"value": "1"}
+    else:
+        env["HF_HOME"] = {"value": f"{names.CACHE_DIR}/huggingface"}
+        if source.token_secret:
+            reference = {"name": source.token_secret, "key": source.token_key}
+            env["HF_TOKEN"] = {"valueFrom": {"secretKeyRef": reference}}
+    for variable in copy.deepcopy(spec.runtime.env):
+        env[variable.pop("name")] = variable
+    return [{"name": name, **value} for name, value in env.items()]
+
+
+def _build_resources(spec: EndpointSpec) -> Manifest:
+    requests, limits = dict(spec.resources.requests), dict(spec.resources.limits)
+    for name, request, limit in _DEFAULT_RESOURCES:
+        # Only where the author named neither: a default beside a given one could contradict it.
+        if name not in requests and name not in limits:
+            requests[name], limits[name] = request, limit
+    if spec.accelerator.count:
+        limits[spec.accelerator.resource_name] = str(spec.accelerator.count)
+        # Extended resources take request = limit; a request that differs would be refused.
+        requests.pop(spec.accelerator.resource_name, None)
+    return {"requests": requests, "limits": limits}
+
+
+def _build_probe(path: str, period_s: int, failures: int) -> Manifest:
+    return {
+        "httpGet": {"path": path, "port": names.MANAGEMENT_PORT_NAME, "scheme": "HTTP"},
+        "periodSeconds": period_s,
+        "timeoutSeconds": 5,
+        "failureThreshold": failures,
+    }
+
+
+def _build_mounts(endpoint: Endpoint) -> list[Manifest]:
+    mounts: list[Manifest] = [
+        {"name": names.TMP_VOLUME, "mountPath": names.TMP_DIR},
+        {"name": names.SHM_VOLUME, "mountPath": names.SHM_DIR},
+    ]
+    if select_keys_secret(endpoint) is not None:
+        mounts.append({"name": names.KEYS_VOLUME, "mountPath": names.KEYS_DIR, "readOnly": True})
+    if isinstance(endpoint.spec.model.source, ClaimSource):
+        mounts.append({"name": names.MODELS_VOLUME, "mountPath": names.MODELS_DIR, "readOnly": True})
+    if endpoint.spec.cache is not None:
+        mounts.append({"name": names.CACHE_VOLUME, "mountPath": names.CACHE_DIR})
+    return mounts
+
+
+def _build_volumes(endpoint: Endpoint) -> list[Manifest]:
+    spec = endpoint.spec
+    volumes: list[Manifest] = [
+        {"name": names.TMP_VOLUME, "emptyDir": {}},
+        {"name": names.SHM_VOLUME, "emptyDir": {"medium": "Memory", "sizeLimit": spec.accelerator.shared_memory}},
+    ]
+    secret = select_keys_secret(endpoint)
+    if secret is not None:
+        volumes.append({"name": names.KEYS_VOLUME, "secret": {"secretName": secret, "defaultMode": 0o440}})
+    if isinstance(spec.model.source, ClaimSource):
+        claim = {"claimName": spec.model.source.claim}
+        volumes.append({"name": names.MODELS_VOLUME, "persistentVolumeClaim": claim})
+    if spec.cache is not None:
+        volumes.append({"name": names.CACHE_VOLUME, **_build_cache_source(endpoint)})
+    return volumes
+
+
+def _build_cache_source(endpoint: Endpoint) -> Manifest:
+    cache = endpoint.spec.cache
+    if isinstance(cache, OwnedClaimCache):
+        return {"persistentVolumeClaim": {"claimName": names.cache_claim_name(endpoint.key.name)}}
+    if isinstance(cache, ExistingClaimCache):
+        return {"persistentVolumeClaim": {"claimName": cache.name}}
+    return {"emptyDir": {"sizeLimit": cache.size_limit} if cache and cache.size_limit else {}}
+
+
+def _build_spread(endpoint: Endpoint) -> list[Manifest]:
+    given = endpoint.spec.scheduling.topology_spread_constraints
+    if given:
+        return copy.deepcopy(list(given))
+    return [
+        {
+            "maxSkew": 1,
+            "topologyKey": "kubernetes.io/hostname",
+            "whenUnsatisfiable": "ScheduleAnyway",
+            "labelSelector": {"matchLabels": names.build_selector(endpoint.key.name)},
+        }
+    ]
