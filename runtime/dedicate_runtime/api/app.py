@@ -1,0 +1,73 @@
+"""The public application: everything lives under `/{dedicate}`, and nothing outside it."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from http import HTTPStatus
+from importlib.metadata import version
+from typing import TYPE_CHECKING
+
+from fastapi import Depends, FastAPI
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+
+from dedicate_runtime.api.context import ApiContext
+from dedicate_runtime.api.errors import ApiError
+from dedicate_runtime.api.generation_routes import build_generation_router
+from dedicate_runtime.api.middleware import RequestMiddleware, error_response
+from dedicate_runtime.api.model_routes import build_model_router, build_open_router
+
+if TYPE_CHECKING:
+    from dedicate_runtime.api.keys import KeyRing
+    from dedicate_runtime.api.readiness import Readiness
+    from dedicate_runtime.engine.interface import Engine
+    from dedicate_runtime.metrics import Metrics
+
+_NUM_TEXT_THREADS = 4
+"""Arbitrary: tokenising releases the interpreter's lock, and a few long prompts at once must not wait in line."""
+
+
+def create_app(
+    engine: Engine, *, readiness: Readiness, keys: KeyRing | None, metrics: Metrics, dedicate: str
+) -> FastAPI:
+    """Builds the API over an engine; it answers 503 until `readiness` knows the model."""
+    context = ApiContext(
+        engine=engine,
+        readiness=readiness,
+        keys=keys,
+        metrics=metrics,
+        text_pool=ThreadPoolExecutor(_NUM_TEXT_THREADS, thread_name_prefix="text"),
+    )
+    prefix = f"/{dedicate}"
+    app = FastAPI(
+        title=f"Dedicate: {dedicate}",
+        version=version("dedicate"),
+        docs_url=f"{prefix}/docs",
+        redoc_url=None,
+        openapi_url=f"{prefix}/openapi.json",
+        redirect_slashes=False,
+    )
+    guarded = [Depends(context.authenticate)]
+    app.include_router(build_generation_router(context), prefix=prefix, dependencies=guarded)
+    app.include_router(build_model_router(context), prefix=prefix, dependencies=guarded)
+    app.include_router(build_open_router(context), prefix=prefix)
+    app.add_exception_handler(ApiError, _answer_api_error)
+    app.add_exception_handler(HTTPException, _answer_http_error)
+    app.add_middleware(RequestMiddleware, metrics=metrics)
+    return app
+
+
+async def _answer_api_error(_: Request, error: Exception) -> Response:
+    if not isinstance(error, ApiError):
+        raise error
+    return error_response(error)
+
+
+async def _answer_http_error(request: Request, error: Exception) -> Response:
+    """Puts what the router itself refuses, such as an unknown path, into the envelope."""
+    if not isinstance(error, HTTPException):
+        raise error
+    phrase = HTTPStatus(error.status_code).phrase
+    message = f"{phrase}: {request.method} {request.url.path}"
+    return error_response(ApiError(error.status_code, message, headers=dict(error.headers or {})))

@@ -1,0 +1,145 @@
+"""Conversation to prompt: the model's own Jinja template, in a sandbox.
+
+The environment is what chat templates are written for: trimmed blocks, loop controls, `raise_exception`,
+`strftime_now`, a `tojson` that escapes no HTML. Source: https://huggingface.co/docs/transformers/chat_templating.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import jinja2
+import jinja2.ext
+import jinja2.nodes
+import jinja2.sandbox
+
+from dedicate_runtime.api.errors import refuse
+from dedicate_runtime.api.model_tokenizer import read_json
+from dedicate_runtime.errors import ExitCode, StartError
+
+if TYPE_CHECKING:
+    import jinja2.parser
+
+    from dedicate_runtime.api.schemas import Message
+
+
+class ChatTemplate:
+    """One compiled template. Rendering runs the repository's code in a sandbox: call it off the event loop."""
+
+    def __init__(self, source: str, variables: dict[str, str]) -> None:
+        """Raises jinja2.TemplateError if `source` is no template."""
+        self._template = _build_environment().from_string(source)
+        self._variables = variables
+
+    def render(
+        self, messages: Sequence[Message], *, add_generation_prompt: bool = True, extra: dict[str, Any] | None = None
+    ) -> str:
+        """Writes the prompt of a conversation.
+
+        Consecutive turns of one role are merged where the template refuses the conversation as it is.
+
+        Raises:
+            ApiError: 400, where the template refuses the conversation anyway.
+        """
+        turns = [_as_turn(message) for message in messages]
+        options = {**(extra or {}), **self._variables, "add_generation_prompt": add_generation_prompt}
+        try:
+            return self._template.render({**options, "messages": turns})
+        except Exception as refusal:  # noqa: BLE001 - a template can raise anything; none of it is our fault
+            merged = list(_merged(turns))
+            if len(merged) == len(turns):
+                refuse("messages", f"The model's chat template refuses these messages: {refusal}")
+        try:
+            return self._template.render({**options, "messages": merged})
+        except Exception as refusal:  # noqa: BLE001 - likewise
+            refuse("messages", f"The model's chat template refuses these messages: {refusal}")
+
+
+def load_chat_template(folder: Path, variables: dict[str, str]) -> ChatTemplate | None:
+    """Finds the template of a model folder; None for a model that has none, such as a base model.
+
+    Raises:
+        StartError: the template cannot be compiled.
+    """
+    source = _read_source(folder)
+    if source is None:
+        return None
+    try:
+        return ChatTemplate(source, variables)
+    except jinja2.TemplateError as error:
+        raise StartError(
+            ExitCode.MODEL_CORRUPT, f"The chat template in {folder} cannot be compiled: {error}."
+        ) from error
+
+
+def _read_source(folder: Path) -> str | None:
+    file = folder / "chat_template.jinja"
+    if file.is_file():
+        return file.read_text(encoding="utf-8")
+    for name in ("chat_template.json", "tokenizer_config.json"):
+        source = read_json(folder / name).get("chat_template")
+        if isinstance(source, list):  # several, by name
+            named = {entry["name"]: entry["template"] for entry in source}
+            source = named.get("default")
+        if isinstance(source, str):
+            return source
+    return None
+
+
+def _as_turn(message: Message) -> dict[str, Any]:
+    turn: dict[str, Any] = {
+        "role": "system" if message.role == "developer" else message.role,
+        "content": message.content,
+    }
+    optional = {"name": message.name, "tool_calls": message.tool_calls, "tool_call_id": message.tool_call_id}
+    return turn | {name: value for name, value in optional.items() if value is not None}
+
+
+def _merged(turns: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Joins neighbours of one role, a blank line between them."""
+    pending: dict[str, Any] | None = None
+    for turn in turns:
+        if pending is not None and pending["role"] == turn["role"]:
+            pending = {**pending, **turn, "content": f"{pending['content']}\n\n{turn['content']}"}
+            continue
+        if pending is not None:
+            yield pending
+        pending = turn
+    if pending is not None:
+        yield pending
+
+
+class _GenerationBlocks(jinja2.ext.Extension):
+    """Accepts `{% generation %}` blocks, which mark training targets, and renders what is in them."""
+
+    tags = {"generation"}  # noqa: RUF012 - declared so by jinja2
+
+    def parse(self, parser: jinja2.parser.Parser) -> list[jinja2.nodes.Node]:
+        next(parser.stream)
+        return list(parser.parse_statements(("name:endgeneration",), drop_needle=True))
+
+
+def _build_environment() -> jinja2.Environment:
+    environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[jinja2.ext.loopcontrols, _GenerationBlocks]
+    )
+    environment.filters["tojson"] = _tojson
+    environment.globals["raise_exception"] = _raise_exception
+    environment.globals["strftime_now"] = _strftime_now
+    return environment
+
+
+def _tojson(value: object, *, ensure_ascii: bool = False, indent: int | None = None, **options: Any) -> str:
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, **options)
+
+
+def _raise_exception(message: str) -> None:
+    raise jinja2.TemplateError(message)
+
+
+def _strftime_now(pattern: str) -> str:
+    return datetime.now(UTC).strftime(pattern)

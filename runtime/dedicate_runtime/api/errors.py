@@ -1,0 +1,71 @@
+"""The OpenAI error envelope: the one form in which anything is refused."""
+
+from __future__ import annotations
+
+from typing import Any, NoReturn
+
+from dedicate_runtime.errors import EngineUnavailableError, QueueFullError, RequestError
+
+INVALID_REQUEST = "invalid_request_error"
+SERVER_ERROR = "server_error"
+_QUEUE_FULL_RETRY_S = 5
+"""Arbitrary: a few completions end in that time. Clients honour at most 120 s."""
+_UNAVAILABLE_RETRY_S = 15
+"""Arbitrary: a small model is loaded, or a drained pod replaced, in that time."""
+
+
+class ApiError(Exception):
+    """What a client is told instead of an answer. `headers` go with the status line, not into a stream."""
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        kind: str = INVALID_REQUEST,
+        param: str | None = None,
+        code: str | None = None,
+        headers: dict[str, str] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.message = message
+        self.kind = kind
+        self.param = param
+        self.code = code
+        self.headers = headers or {}
+
+    def envelope(self) -> dict[str, Any]:
+        """Gives the body: all four keys, always."""
+        return {"error": {"message": self.message, "type": self.kind, "param": self.param, "code": self.code}}
+
+
+def refuse(param: str | None, message: str, *, code: str | None = None) -> NoReturn:
+    """Raises the 400 that names the parameter at fault."""
+    raise ApiError(400, message, param=param, code=code)
+
+
+def unavailable(message: str, code: str) -> ApiError:
+    """Builds a 503 that says when to come back."""
+    headers = {"Retry-After": str(_UNAVAILABLE_RETRY_S)}
+    return ApiError(503, message, kind=SERVER_ERROR, code=code, headers=headers)
+
+
+def failed(message: str) -> ApiError:
+    """Builds the 500 of a fault that is ours."""
+    return ApiError(500, message, kind=SERVER_ERROR, code="internal_error")
+
+
+def to_api_error(error: RequestError) -> ApiError:
+    """Turns what the engine raises into what the client is told."""
+    if isinstance(error, QueueFullError):
+        return ApiError(
+            429,
+            "The queue is full. Retry later.",
+            kind="rate_limit_error",
+            code="queue_full",
+            headers={"Retry-After": str(_QUEUE_FULL_RETRY_S)},
+        )
+    if isinstance(error, EngineUnavailableError):
+        return unavailable(str(error) or "The engine is not available.", "engine_unavailable")
+    return failed(str(error) or "The request failed.")

@@ -1,0 +1,115 @@
+"""Field types whose values come in several forms on the wire, each normalised to one."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, PlainValidator, WithJsonSchema
+
+_MAX_STOPS = 1024
+_MAX_STOP_CHARACTERS = 1024
+"""Both arbitrary, far above what clients send; they bound the work that one request can ask for."""
+
+
+def _integral(value: object) -> object:
+    """Takes 5.0 for 5: JSON has one type of number, and some languages write it so."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _token_ids(value: object) -> tuple[int, ...]:
+    items: list[object] = value if isinstance(value, list) else [value]
+    token_ids = tuple(item for item in items if type(item) is int and item >= 0)
+    if len(token_ids) != len(items):
+        raise ValueError("Token ids must be integers of 0 or more.")
+    return token_ids
+
+
+def _stops(value: object) -> tuple[str, ...]:
+    items: list[object] = value if isinstance(value, list) else [value]
+    stops = tuple(item for item in items if isinstance(item, str))
+    if len(stops) != len(items):
+        raise ValueError("Must be a string or a list of strings.")
+    if not all(stops):
+        raise ValueError("An empty string cannot be a stop.")
+    if len(stops) > _MAX_STOPS or any(len(stop) > _MAX_STOP_CHARACTERS for stop in stops):
+        raise ValueError(f"At most {_MAX_STOPS} stops of {_MAX_STOP_CHARACTERS} characters each.")
+    return stops
+
+
+def _prompts(value: object) -> tuple[str | tuple[int, ...], ...]:
+    """Normalises the four forms of a prompt to a list of texts and token-id lists."""
+    if isinstance(value, str):
+        return (value,)
+    if not isinstance(value, list):
+        raise ValueError(  # noqa: TRY004 - pydantic reports ValueError alone
+            "Must be a string, a list of strings, a list of token ids, or a list of such lists."
+        )
+    if not value:
+        raise ValueError("An empty list is no prompt.")
+    if all(type(item) is int for item in value):
+        return (_token_ids(value),)
+    if all(isinstance(item, str) for item in value):
+        return tuple(value)
+    if all(isinstance(item, list) and item for item in value):
+        return tuple(_token_ids(item) for item in value)
+    raise ValueError("Must hold only strings, only token ids, or only lists of token ids, none of them empty.")
+
+
+def _list_or_one(kind: str, minimum: int | None = None) -> WithJsonSchema:
+    item: dict[str, Any] = {"type": kind} if minimum is None else {"type": kind, "minimum": minimum}
+    return WithJsonSchema({"anyOf": [item, {"type": "array", "items": item}]})
+
+
+def _joined_parts(value: object) -> object:
+    if not isinstance(value, list):
+        return value
+    texts = []
+    for part in value:
+        if not isinstance(part, dict) or part.get("type") not in {"text", "input_text"}:
+            raise ValueError("Content parts must be of type text: this model takes no images, audio or files.")
+        if not isinstance(part.get("text"), str):
+            raise ValueError("A text part needs a string in text.")  # noqa: TRY004 - likewise
+        texts.append(part["text"])
+    return "\n".join(texts)
+
+
+Integer = Annotated[int, BeforeValidator(_integral)]
+TokenIds = Annotated[tuple[int, ...], PlainValidator(_token_ids), _list_or_one("integer", 0)]
+Stops = Annotated[tuple[str, ...], PlainValidator(_stops), _list_or_one("string")]
+Prompts = Annotated[
+    tuple[str | tuple[int, ...], ...],
+    PlainValidator(_prompts),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "string"},
+                {"type": "array", "items": {"type": "string"}, "minItems": 1},
+                {"type": "array", "items": {"type": "integer", "minimum": 0}, "minItems": 1},
+                {
+                    "type": "array",
+                    "items": {"type": "array", "items": {"type": "integer", "minimum": 0}, "minItems": 1},
+                    "minItems": 1,
+                },
+            ]
+        }
+    ),
+]
+Content = Annotated[
+    str,
+    BeforeValidator(_joined_parts),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "string"},
+                {
+                    "type": "array",
+                    "items": {
+                        "type": "object",
+                        "properties": {"type": {"const": "text"}, "text": {"type": "string"}},
+                        "required": ["type", "text"],
+                    },
+                },
+            ]
+        }
+    ),
+]

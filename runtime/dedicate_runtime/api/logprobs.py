@@ -1,0 +1,80 @@
+"""Log-probabilities in OpenAI's two shapes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from dedicate_runtime.api.model_tokenizer import ModelTokenizer
+    from dedicate_runtime.core.request import TokenLogprobs
+
+_LOWEST = -9999.0
+"""Stands for minus infinity, which JSON has no word for; OpenAI's own convention."""
+
+
+def finite(logprob: float) -> float:
+    """Gives a number that JSON can hold."""
+    return logprob if math.isfinite(logprob) else _LOWEST
+
+
+class ChatLogprobs:
+    """`{"content": [{token, logprob, bytes, top_logprobs}], "refusal": null}`."""
+
+    def __init__(self, tokenizer: ModelTokenizer, num_top: int) -> None:
+        self._tokenizer = tokenizer
+        self._num_top = num_top
+
+    def content(self, entries: Iterable[TokenLogprobs]) -> dict[str, Any]:
+        return {"content": [self._entry(entry) for entry in entries], "refusal": None}
+
+    def _entry(self, entry: TokenLogprobs) -> dict[str, Any]:
+        top = [self._token(token_id, logprob) for token_id, logprob in entry.top] if self._num_top else []
+        return {**self._token(entry.token_id, entry.logprob), "top_logprobs": top}
+
+    def _token(self, token_id: int, logprob: float) -> dict[str, Any]:
+        content = self._tokenizer.bytes_of(token_id)
+        return {"token": content.decode("utf-8", "replace"), "logprob": finite(logprob), "bytes": list(content)}
+
+
+class CompletionLogprobs:
+    """`{tokens, token_logprobs, top_logprobs, text_offset}`, four lists of equal length; offsets are in characters."""
+
+    def __init__(self, tokenizer: ModelTokenizer, *, first_offset: int) -> None:
+        self._tokenizer = tokenizer
+        self._offset = first_offset
+
+    def empty(self) -> dict[str, list[Any]]:
+        return {"tokens": [], "token_logprobs": [], "top_logprobs": [], "text_offset": []}
+
+    def add_prompt(
+        self,
+        entries: dict[str, list[Any]],
+        token_ids: Sequence[int],
+        logprobs: Sequence[TokenLogprobs | None],
+    ) -> None:
+        """Adds an echoed prompt; its first token has no probability, for nothing came before it."""
+        self._offset = 0
+        for token_id, entry in zip(token_ids, logprobs, strict=True):
+            self._add(entries, token_id, entry)
+
+    def add(self, entries: dict[str, list[Any]], logprobs: Iterable[TokenLogprobs]) -> None:
+        """Adds new tokens."""
+        for entry in logprobs:
+            self._add(entries, entry.token_id, entry)
+
+    def _add(self, entries: dict[str, list[Any]], token_id: int, entry: TokenLogprobs | None) -> None:
+        text = self._tokenizer.text_of(token_id)
+        entries["tokens"].append(text)
+        entries["token_logprobs"].append(None if entry is None else finite(entry.logprob))
+        entries["top_logprobs"].append(None if entry is None else self._top(entry))
+        entries["text_offset"].append(self._offset)
+        self._offset += len(text)
+
+    def _top(self, entry: TokenLogprobs) -> dict[str, float]:
+        """Maps token texts to logprobs; of several tokens with one text the likeliest stands."""
+        top: dict[str, float] = {}
+        for token_id, logprob in entry.top:
+            top.setdefault(self._tokenizer.text_of(token_id), finite(logprob))
+        return top
