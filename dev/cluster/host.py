@@ -1,7 +1,7 @@
-"""What a cluster with a node needs of the machine itself: forwarding, a few firewall rules for its link, a cgroup.
+"""What a cluster with a node needs of the machine itself: forwarding, address translation, a cgroup.
 
-All else happens in namespaces that end with the cluster. Each rule carries the slot in a comment, so that ours are
-found again after any crash, and nothing else is touched.
+All else happens in namespaces that end with the cluster. Our table carries the slot in its name and each rule in
+another's table carries it in a comment, so that they are found again after any crash, and nothing else is touched.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
 
+from dev.cluster.errors import ClusterError
 from dev.cluster.locks import hold_lock
 from dev.cluster.plan import ClusterPlan
 from dev.cluster.slots import LOCKS, is_any_slot_taken
@@ -23,19 +24,31 @@ _FORWARDING_BEFORE = LOCKS / "ip_forward.before"
 _CGROUPS = Path("/sys/fs/cgroup")
 
 
-def build_rules(plan: ClusterPlan) -> list[tuple[str, str, list[str]]]:
-    """Return (table, chain, match and target) of the rules that let the link through any firewall."""
+def build_firewall_rules(plan: ClusterPlan) -> list[tuple[str, list[str]]]:
+    """Return (chain, match and target) of the rules that let the link through the machine's packet filter."""
     comment = ["-m", "comment", "--comment", _comment(plan)]
     link = plan.host_link_name
     return [
-        ("filter", "INPUT", ["-i", link, *comment, "-j", "ACCEPT"]),
-        ("filter", "FORWARD", ["-i", link, *comment, "-j", "ACCEPT"]),
-        ("filter", "FORWARD", ["-o", link, *comment, "-j", "ACCEPT"]),
-        *(
-            ("nat", "POSTROUTING", ["-s", str(source), "!", "-o", link, *comment, "-j", "MASQUERADE"])
-            for source in (plan.link, plan.pod_cidr)
-        ),
+        ("INPUT", ["-i", link, *comment, "-j", "ACCEPT"]),
+        ("FORWARD", ["-i", link, *comment, "-j", "ACCEPT"]),
+        ("FORWARD", ["-o", link, *comment, "-j", "ACCEPT"]),
     ]
+
+
+def build_nat_table(plan: ClusterPlan) -> str:
+    """Return a table of our own by which pods reach the world under the machine's address."""
+    return f"""\
+table ip {_nat_table(plan)} {{
+    chain postrouting {{
+        type nat hook postrouting priority srcnat; policy accept;
+        ip saddr {{ {plan.link}, {plan.pod_cidr} }} oifname != "{plan.host_link_name}" masquerade
+    }}
+}}
+"""
+
+
+def _nat_table(plan: ClusterPlan) -> str:
+    return f"dedicate_cluster_{plan.slot_number}"
 
 
 def _comment(plan: ClusterPlan) -> str:
@@ -48,8 +61,11 @@ def prepare(plan: ClusterPlan) -> None:
         if _FORWARDING.read_text().strip() == "0":
             _FORWARDING_BEFORE.write_text("0")
             _FORWARDING.write_text("1")
-        for table, chain, rule in build_rules(plan):
-            _run("iptables", "-w", "-t", table, "-I", chain, "1", *rule)
+        _run("nft", "--file", "-", stdin=build_nat_table(plan))
+        # A machine without a packet filter lets the link through already, and keeps having none.
+        if _run("iptables-save", "-t", "filter"):
+            for chain, rule in build_firewall_rules(plan):
+                _run("iptables", "--wait", "--insert", chain, "1", *rule)
     for hierarchy in _cgroup_hierarchies():
         (hierarchy / plan.cgroup.lstrip("/")).mkdir(parents=True, exist_ok=True)
 
@@ -57,9 +73,10 @@ def prepare(plan: ClusterPlan) -> None:
 def clean(plan: ClusterPlan) -> None:
     """Undo `prepare`, and remove a link that outlived its namespace; what is not there is no error."""
     with _machine_lock():
-        for table in ("filter", "nat"):
-            for rule in find_rules(_run("iptables", "-w", "-t", table, "-S"), _comment(plan)):
-                _run("iptables", "-w", "-t", table, "-D", *rule)
+        for rule in find_rules(_run("iptables-save", "-t", "filter"), _comment(plan)):
+            _run("iptables", "--wait", "--delete", *rule)
+        if f"table ip {_nat_table(plan)}" in _run("nft", "list", "tables").splitlines():
+            _run("nft", "delete", "table", "ip", _nat_table(plan))
         if _FORWARDING_BEFORE.exists() and not is_any_slot_taken(besides=plan.slot_number):
             _FORWARDING.write_text(_FORWARDING_BEFORE.read_text())
             _FORWARDING_BEFORE.unlink()
@@ -70,7 +87,7 @@ def clean(plan: ClusterPlan) -> None:
 
 
 def find_rules(listing: str, comment: str) -> list[list[str]]:
-    """Return, as arguments for `-D`, the rules of an `iptables -S` listing that carry exactly this comment."""
+    """Return, as arguments for `--delete`, the rules of an `iptables-save` listing that carry exactly this comment."""
     rules = [shlex.split(line) for line in listing.splitlines() if line.startswith("-A ")]
     return [rule[1:] for rule in rules if ("--comment", comment) in pairwise(rule)]
 
@@ -98,5 +115,13 @@ def _machine_lock() -> Iterator[None]:
         yield
 
 
-def _run(*command: str) -> str:
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+def _run(*command: str, stdin: str | None = None) -> str:
+    """Return what a command printed.
+
+    Raises:
+        ClusterError: it failed; the message has its complaint.
+    """
+    result = subprocess.run(command, input=stdin, capture_output=True, text=True, check=False)
+    if result.returncode != 0:
+        raise ClusterError(f"{' '.join(command)}: {result.stderr.strip()}")
+    return result.stdout

@@ -29,6 +29,7 @@ NODE_PACKAGES = {
     "buildah": "buildah",
     "debootstrap": "debootstrap",
     "iptables": "iptables",
+    "nft": "nftables",
     "conntrack": "conntrack",
     "ipset": "ipset",
     "ip": "iproute2",

@@ -27,9 +27,10 @@ def main() -> int:
     with subprocess.Popen(["containerd", config], preexec_fn=lambda: die_with_parent(parent)) as containerd:  # noqa: PLW1509
         try:
             _await(paths, containerd)
-            for container in _ctr(paths, "containers", "list", "--quiet").split():
-                print(f"removing container {container} of an earlier cluster", flush=True)
-                _ctr(paths, "containers", "delete", container)
+            containers = _ctr(paths, "containers", "list", "--quiet").split()
+            if containers:
+                print(f"removing containers of an earlier cluster: {containers}", flush=True)
+                _ctr(paths, "containers", "delete", *containers)
         finally:
             containerd.terminate()
     return 0
