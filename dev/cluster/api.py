@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from dev.cluster import preconditions
+from dev.cluster import content, preconditions
 from dev.cluster.errors import ClusterError
 from dev.cluster.leftovers import MEMBER_VARIABLE, clean_leftovers
 from dev.cluster.locks import hold_lock, is_locked
@@ -138,9 +138,13 @@ class Cluster:
     def environment(self) -> dict[str, str]:
         """Return the variables that `python -m dev.cluster env` prints."""
         plan = self.plan
-        variables = {"KUBECONFIG": str(self.kubeconfig)}
+        variables = {"KUBECONFIG": str(self.kubeconfig), "KUBECTL": plan.binary("kubectl")}
         if plan.profile is Profile.NODE:
-            variables |= {"DEDICATE_REGISTRY": plan.registry, "DEDICATE_INGRESS_URL": plan.ingress_url}
+            variables |= {
+                "HELM": plan.binary("helm"),
+                "DEDICATE_REGISTRY": plan.registry,
+                "DEDICATE_INGRESS_URL": plan.ingress_url,
+            }
         return variables
 
     def kubectl(self, *arguments: str, stdin: str | None = None, check: bool = True) -> str:
@@ -154,6 +158,16 @@ class Cluster:
         if check and result.returncode != 0:
             raise ClusterError(f"kubectl {' '.join(arguments)}: {result.stderr.strip()}")
         return result.stdout
+
+    def load_image(self, source: str, name: str) -> str:
+        """Push an image from buildah's storage, or an OCI archive, and return the reference that pods use."""
+        return content.push_image(source, self.registry, name)
+
+    def publish_folder(self, folder: Path, claim: str, namespace: str = "default") -> None:
+        """Offer a folder of this machine, for reading, as a claim in an existing namespace."""
+        content.publish_folder(
+            lambda manifest: self.kubectl("apply", "--filename=-", stdin=manifest), folder, claim, namespace
+        )
 
     def kubeconfig_for(self, service_account: str, namespace: str, path: Path) -> Path:
         """Write a kubeconfig with an hour's token of an existing service account; return its path."""

@@ -41,11 +41,13 @@ def main() -> int:
     if lock is None:
         return 1  # another keeper was faster; `up` waits for its cluster
     with lock:
-        if os.fork() > 0:
-            os._exit(0)  # the child goes on with the lock, no longer tied to the command that started us
-        lock.truncate(0)
-        lock.write(str(os.getpid()))
-        lock.flush()
+        # The child goes on with the lock, no longer tied to the command that started us.
+        child = os.fork()
+        if child > 0:
+            lock.truncate(0)
+            lock.write(str(child))
+            lock.flush()
+            os._exit(0)
         clean_leftovers(paths)
         for folder in (paths.root, paths.logs, paths.data, paths.config):
             folder.mkdir(mode=0o700, parents=True)

@@ -107,9 +107,21 @@ def obtain_binaries(profile: Profile) -> dict[str, str]:
         build_module(module, f"{number} of {len(missing)}")
     binaries: dict[str, str] = {}
     for module in _MODULES[profile]:
-        binaries |= {program: str(module.output / program) for program in module.programs}
-        binaries |= find_assets(os.environ.get("KUBEBUILDER_ASSETS"), module.programs)
+        binaries |= _locate(module)
     return binaries | {name: find_python_tool(name) for name in _FROM_PYTHON_INDEX[profile]}
+
+
+def obtain_helm() -> str:
+    """Return the path of Helm, built if need be, for somebody who brings a cluster of their own."""
+    if not (HELM.output / "helm").exists():
+        check_go()
+        build_module(HELM, "1 of 1")
+    return _locate(HELM)["helm"]
+
+
+def _locate(module: GoModule) -> dict[str, str]:
+    built = {program: str(module.output / program) for program in module.programs}
+    return built | find_assets(os.environ.get("KUBEBUILDER_ASSETS"), module.programs)
 
 
 def find_python_tool(name: str) -> str:
