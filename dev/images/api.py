@@ -54,6 +54,14 @@ def push_images(names: Iterable[str], registry: str, say: Say) -> dict[str, Imag
     return {name: _ensure_pushed(RECIPES[name], registry, say) for name in names}
 
 
+def are_images_built(names: Iterable[str]) -> bool:
+    """Tell whether the images of this checkout are in the store; reads it, changes nothing."""
+    if shutil.which("buildah") is None:
+        return False
+    store = Store.default()
+    return all(store.digest(_local_tag(RECIPES[name], REPOSITORY)) is not None for name in names)
+
+
 def image_key(recipe: Recipe, root: Path = REPOSITORY) -> str:
     """Return the tag of the image that the files below `root` make."""
     return recipe.key(base=base.KEY, version=_version(), root=root)
@@ -119,7 +127,7 @@ def _local_tag(recipe: Recipe, root: Path) -> str:
 
 
 def _ensure_base(store: Store, say: Say) -> str:
-    tag = f"localhost/dedicate/base:{base.KEY}"
+    tag = f"localhost/dedicate-base:{base.KEY}"
     if store.digest(tag) is None:
         folder = base.ensure_base_archive(store.log, say)
         store.build(

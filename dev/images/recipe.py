@@ -24,7 +24,7 @@ class Recipe:
     @property
     def repository(self) -> str:
         """The image's name without registry and tag."""
-        return f"dedicate/{self.name}"
+        return f"dedicate-{self.name}"
 
     def inputs(self, root: Path = REPOSITORY) -> list[Path]:
         """Return, sorted, every file below `root` that the image depends on."""

@@ -1,0 +1,116 @@
+"""kubectl and Helm against one cluster, named by a kubeconfig file or by a context of the user's own."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from dev.chart import CHART, find_helm
+from dev.cluster.toolchain import find_python_tool
+from dev.demo.errors import DemoError
+
+Manifest = dict[str, Any]
+T = TypeVar("T")
+
+_POLL_S = 0.5
+_HELM_WAIT_S = 300  # the first pull of the operator's image, over a slow line
+
+
+@dataclass(frozen=True)
+class Kube:
+    """A cluster as the administrator reaches it; without kubeconfig the user's own is read."""
+
+    kubeconfig: Path | None = None
+    context: str | None = None
+
+    def kubectl(self, *arguments: str, stdin: str | None = None, timeout_s: float = 60) -> str:
+        """Run kubectl and return what it printed.
+
+        Raises:
+            DemoError: it failed; the message is kubectl's.
+        """
+        options = [f"--kubeconfig={self.kubeconfig}"] if self.kubeconfig else []
+        options += [f"--context={self.context}"] if self.context else []
+        return _run([str(find_python_tool("kubectl")), *options, *arguments], stdin, timeout_s)
+
+    def helm(self, *arguments: str, stdin: str | None = None, timeout_s: float = 60) -> str:
+        """Run Helm and return what it printed.
+
+        Raises:
+            DemoError: it failed; the message is Helm's.
+        """
+        options = [f"--kubeconfig={self.kubeconfig}"] if self.kubeconfig else []
+        options += [f"--kube-context={self.context}"] if self.context else []
+        return _run([str(find_helm()), *options, *arguments], stdin, timeout_s)
+
+    def apply(self, *manifests: Manifest) -> None:
+        """Apply objects as `kubectl apply` does."""
+        self.kubectl(
+            "apply", "--filename=-", stdin=json.dumps({"apiVersion": "v1", "kind": "List", "items": manifests})
+        )
+
+    def get(self, kind: str, name: str, namespace: str) -> Manifest | None:
+        """Return an object, or None where there is none."""
+        text = self.kubectl("get", kind, name, f"--namespace={namespace}", "--output=json", "--ignore-not-found")
+        return json.loads(text) if text.strip() else None
+
+    def items(self, kind: str, namespace: str, selector: str = "") -> list[Manifest]:
+        """Return the objects of a kind that a selector picks."""
+        text = self.kubectl("get", kind, f"--namespace={namespace}", f"--selector={selector}", "--output=json")
+        return list(json.loads(text)["items"])
+
+    def install_chart(
+        self, release: str, namespace: str, values: Mapping[str, Any], value_files: Iterable[Path] = ()
+    ) -> None:
+        """Install the chart, or upgrade to it, and return once the operator runs.
+
+        Raises:
+            DemoError: Helm failed, or the operator does not become ready.
+        """
+        files = [f"--values={file}" for file in value_files]
+        self.helm(
+            "upgrade", "--install", release, str(CHART), f"--namespace={namespace}", *files, "--values=-",
+            "--wait", f"--timeout={_HELM_WAIT_S}s", "--history-max=3",
+            stdin=json.dumps(values), timeout_s=_HELM_WAIT_S + 30,
+        )  # fmt: skip
+
+
+def await_value(what: str, ask: Callable[[], T | None], *, deadline_s: float) -> T:
+    """Ask until there is an answer.
+
+    Raises:
+        DemoError: there was none before the deadline; the message names `what` was waited for.
+    """
+    ends = time.monotonic() + deadline_s
+    while True:
+        answer = ask()
+        if answer is not None:
+            return answer
+        if time.monotonic() > ends:
+            raise DemoError(f"{what}: not so after {deadline_s:.0f} s.")
+        time.sleep(_POLL_S)
+
+
+def build_namespace(name: str) -> Manifest:
+    """Return a namespace that refuses pods below the restricted Pod Security Standard."""
+    labels = {"pod-security.kubernetes.io/enforce": "restricted", "pod-security.kubernetes.io/warn": "restricted"}
+    return {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels}}
+
+
+def _run(command: list[str], stdin: str | None, timeout_s: float) -> str:
+    name = Path(command[0]).name
+    try:
+        result = subprocess.run(
+            command, input=stdin, stdin=None if stdin is not None else subprocess.DEVNULL, capture_output=True,
+            text=True, timeout=timeout_s, check=False,
+        )  # fmt: skip
+    except subprocess.TimeoutExpired:
+        raise DemoError(f"{name} did not answer within {timeout_s:.0f} s.") from None
+    if result.returncode != 0:
+        raise DemoError(f"{name}: {(result.stderr or result.stdout).strip()}")
+    return result.stdout
