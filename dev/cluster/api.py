@@ -12,8 +12,8 @@ from pathlib import Path
 
 from dev.cluster import content, preconditions
 from dev.cluster.errors import ClusterError
-from dev.cluster.leftovers import MEMBER_VARIABLE, clean_leftovers
-from dev.cluster.locks import hold_lock, is_locked
+from dev.cluster.leftovers import MEMBER_VARIABLE, clean_leftovers, release
+from dev.cluster.locks import hold_lock, is_locked, try_lock
 from dev.cluster.paths import ClusterPaths
 from dev.cluster.pki import build_kubeconfig, write_private
 from dev.cluster.plan import ClusterPlan, ClusterRequest, Profile
@@ -90,7 +90,11 @@ class Cluster:
         with hold_lock(self.paths.command_lock):
             if self.is_up():
                 self._end_keeper()
-            clean_leftovers(self.paths)
+            lock = try_lock(self.paths.lock)
+            if lock is not None:
+                with lock:
+                    clean_leftovers(self.paths)
+                    release(self.paths)
 
     def _end_keeper(self) -> None:
         os.kill(int(self.paths.lock.read_text()), signal.SIGTERM)

@@ -62,8 +62,9 @@ def prepare(plan: ClusterPlan) -> None:
             _FORWARDING_BEFORE.write_text("0")
             _FORWARDING.write_text("1")
         _run("nft", "--file", "-", stdin=build_nat_table(plan))
-        # A machine without a packet filter lets the link through already, and keeps having none.
-        if _run("iptables-save", "-t", "filter"):
+        # A machine without a packet filter lets the link through already, and keeps having none: naming the table
+        # to iptables-save would make one.
+        if "*filter" in _run("iptables-save").splitlines():
             for chain, rule in build_firewall_rules(plan):
                 _run("iptables", "--wait", "--insert", chain, "1", *rule)
     for hierarchy in _cgroup_hierarchies():
@@ -73,7 +74,7 @@ def prepare(plan: ClusterPlan) -> None:
 def clean(plan: ClusterPlan) -> None:
     """Undo `prepare`, and remove a link that outlived its namespace; what is not there is no error."""
     with _machine_lock():
-        for rule in find_rules(_run("iptables-save", "-t", "filter"), _comment(plan)):
+        for rule in find_rules(_run("iptables-save"), _comment(plan)):
             _run("iptables", "--wait", "--delete", *rule)
         if f"table ip {_nat_table(plan)}" in _run("nft", "list", "tables").splitlines():
             _run("nft", "delete", "table", "ip", _nat_table(plan))

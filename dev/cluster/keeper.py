@@ -17,7 +17,7 @@ from contextlib import ExitStack
 
 from dev.cluster import host
 from dev.cluster.errors import ClusterError
-from dev.cluster.leftovers import clean_leftovers, remove_files
+from dev.cluster.leftovers import clean_leftovers, release, remove_files
 from dev.cluster.linux import (
     die_with_parent,
     enter_new_mount_namespace,
@@ -59,9 +59,7 @@ def main() -> int:
             status.phase, status.message = Phase.FAILED, str(error)
             status.write(paths.status)
         remove_files(paths)
-        if paths.keeper_log.stat().st_size == 0:
-            paths.keeper_log.unlink()
-        paths.lock.unlink()
+        release(paths)
         return 0
 
 

@@ -71,6 +71,13 @@ def remove_files(paths: ClusterPaths) -> None:
             _remove(path)
 
 
+def release(paths: ClusterPaths) -> None:
+    """Remove what lies beside the folder, last of all; the caller holds the lock and closes it next."""
+    if paths.keeper_log.exists() and paths.keeper_log.stat().st_size == 0:
+        paths.keeper_log.unlink()
+    paths.lock.unlink(missing_ok=True)
+
+
 def _remove(path: Path) -> None:
     if path.is_dir():
         shutil.rmtree(path)

@@ -67,6 +67,10 @@ disabled_plugins = {json.dumps(disabled)}
   netns_mounts_under_state_dir = true
   max_concurrent_downloads = 6
 
+[plugins."io.containerd.grpc.v1.cri".containerd]
+  # The registry has the packed layers; a second copy beside the unpacked ones is 3 GB of the largest image.
+  discard_unpacked_layers = true
+
 [plugins."io.containerd.grpc.v1.cri".cni]
   bin_dir = "/usr/lib/cni"
   conf_dir = "{paths.config}/cni"
