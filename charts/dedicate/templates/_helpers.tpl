@@ -153,3 +153,30 @@ seccompProfile:
   resources: [secrets]
   verbs: [create]
 {{- end -}}
+
+{{/* Egress to the API server, and to DNS (NodeLocal DNSCache listens at the address given). */}}
+{{- define "dedicate.egress" -}}
+- ports:
+    {{- range .Values.networkPolicy.apiServer.ports }}
+    - protocol: TCP
+      port: {{ int . }}
+    {{- end }}
+  {{- with .Values.networkPolicy.apiServer.cidrs }}
+  to:
+    {{- range . }}
+    - ipBlock:
+        cidr: {{ . }}
+    {{- end }}
+  {{- end }}
+- ports:
+    - protocol: UDP
+      port: 53
+    - protocol: TCP
+      port: 53
+  to:
+    - namespaceSelector:
+        matchLabels:
+          kubernetes.io/metadata.name: kube-system
+    - ipBlock:
+        cidr: 169.254.20.10/32
+{{- end -}}

@@ -1,0 +1,129 @@
+"""values.schema.json is applied, closed at each level, and refuses what it should."""
+
+import json
+
+import pytest
+import yaml
+
+from dev.chart import CHART, ChartError, iterate_values, render
+
+SCHEMA = json.loads((CHART / "values.schema.json").read_text())
+VALUES = (CHART / "values.yaml").read_text()
+
+WRONG = [
+    ({"unknown": 1}, "unknown"),
+    ({"operator": {"image": {"repo": "x"}}}, "repo"),
+    ({"operator": {"image": {"repository": "Upper/Case"}}}, "repository"),
+    ({"operator": {"image": {"repository": "name:tag"}}}, "repository"),
+    ({"operator": {"image": {"repository": None}}}, "repository"),
+    ({"operator": {"image": {"tag": "a b"}}}, "tag"),
+    ({"operator": {"image": {"tag": 1.0}}}, "tag"),
+    ({"operator": {"image": {"digest": "sha256:abc"}}}, "digest"),
+    ({"operator": {"image": {"pullPolicy": "always"}}}, "pullPolicy"),
+    ({"runtime": {"image": {"pullPolicy": "Always"}}}, "pullPolicy"),
+    ({"runtime": {"image": {"digest": "latest"}}}, "digest"),
+    ({"runtime": {"imagePullSecrets": [{"name": "registry"}]}}, "imagePullSecrets"),
+    ({"imagePullSecrets": ["registry"]}, "imagePullSecrets"),
+    ({"imagePullSecrets": [{"name": "registry", "key": "x"}]}, "key"),
+    ({"replicas": 2}, "replicas"),
+    ({"replicas": -1}, "replicas"),
+    ({"replicas": "1"}, "replicas"),
+    ({"watch": {"namespaces": "default"}}, "namespaces"),
+    ({"watch": {"namespaces": ["Default"]}}, "namespaces"),
+    ({"watch": {"namespaces": ["a", "a"]}}, "namespaces"),
+    ({"serviceAccount": {"tokenExpirationSeconds": 599}}, "tokenExpirationSeconds"),
+    ({"route": {"host": "http://llm.example.com"}}, "host"),
+    ({"route": {"externalPort": 0}}, "externalPort"),
+    ({"route": {"externalPort": 65536}}, "externalPort"),
+    ({"logging": {"format": "text"}}, "format"),
+    ({"logging": {"level": "INFO"}}, "level"),
+    ({"ports": {"liveness": 80}}, "liveness"),
+    ({"podSecurityContext": {"runAsUser": 0}}, "runAsUser"),
+    ({"podSecurityContext": {"privileged": True}}, "privileged"),
+    ({"resources": {"limits": {"cpu": "one"}}}, "cpu"),
+    ({"resources": {"limits": {"gpu": 1}}}, "gpu"),
+    ({"extraEnv": [{"name": "A", "value": 1}]}, "value"),
+    ({"extraEnv": [{"name": "A", "value": "1", "valueFrom": {"fieldRef": {}}}]}, "extraEnv"),
+    ({"extraEnv": [{"name": "DEDICATE_LOG_LEVEL", "value": "debug"}]}, "name"),
+    ({"podLabels": {"team": 1}}, "team"),
+    ({"tolerations": [{"effect": "Never"}]}, "effect"),
+    ({"affinity": {"nodeAfinity": {}}}, "nodeAfinity"),
+    ({"topologySpreadConstraints": [{"maxSkew": 1}]}, "topologyKey"),
+    ({"podDisruptionBudget": {"maxUnavailable": 0}}, "maxUnavailable"),
+    ({"networkPolicy": {"enabled": "yes"}}, "enabled"),
+    ({"networkPolicy": {"apiServer": {"ports": []}}}, "ports"),
+    ({"networkPolicy": {"apiServer": {"cidrs": ["10.0.0.1"]}}}, "cidrs"),
+    ({"crds": {"install": "true"}}, "install"),
+    ({"tests": {"endpoint": {"url": "llm.example.com"}}}, "url"),
+]
+
+
+@pytest.mark.parametrize(("values", "complaint"), WRONG, ids=[json.dumps(values) for values, _ in WRONG])
+def test_a_wrong_value_is_refused_and_named(values, complaint):
+    with pytest.raises(ChartError) as refusal:
+        render(values)
+    assert "values don't meet the specifications of the schema" in str(refusal.value)
+    assert complaint in str(refusal.value)
+
+
+def test_global_is_open_for_parent_charts():
+    assert render({"global": {"anything": {"goes": 1}}})
+
+
+def iterate_schemas(schema, path="$"):
+    yield path, schema
+    for name, inner in schema.get("properties", {}).items():
+        yield from iterate_schemas(inner, f"{path}.{name}")
+    for name, inner in schema.get("definitions", {}).items():
+        yield from iterate_schemas(inner, f"{path}#{name}")
+    if "items" in schema:
+        yield from iterate_schemas(schema["items"], f"{path}[]")
+
+
+def test_each_level_is_closed_and_each_value_typed():
+    # Inside these stand types of Kubernetes, which the API server checks.
+    open_on_purpose = ("$.global", "$.affinity.", ".valueFrom", ".labelSelector", "$.networkPolicy.extraEgress[].")
+    for path, schema in iterate_schemas(SCHEMA):
+        assert {"type", "enum", "$ref", "anyOf"} & schema.keys(), f"{path} has no type"
+        if schema.get("type") == "object" and not any(mark in path for mark in open_on_purpose):
+            assert schema.get("additionalProperties") is not None, f"{path} is open"
+
+
+def schema_at(path):
+    schema = SCHEMA
+    for name in path.split("."):
+        schema = schema["properties"][name]
+        if "$ref" in schema:
+            schema = SCHEMA["definitions"][schema["$ref"].rpartition("/")[2]]
+    return schema
+
+
+def test_the_schema_knows_each_value_and_no_other():
+    def leaves(schema, prefix=""):
+        if "$ref" in schema:
+            schema = SCHEMA["definitions"][schema["$ref"].rpartition("/")[2]]
+        properties = schema.get("properties")
+        if not properties or prefix.startswith("affinity"):
+            yield prefix.removesuffix(".")
+            return
+        for name, inner in properties.items():
+            yield from leaves(inner, f"{prefix}{name}.")
+
+    assert {path for path, _, _ in iterate_values(VALUES)} == set(leaves(SCHEMA))
+
+
+def test_each_value_has_a_comment():
+    undocumented = [path for path, _, comment in iterate_values(VALUES) if not comment]
+    assert undocumented == []
+
+
+def test_lists_are_bounded():
+    for path, schema in iterate_schemas(SCHEMA):
+        if schema.get("type") == "array":
+            is_open = any(mark in path for mark in ("matchLabelKeys", "extraEgress[]."))
+            assert is_open or "maxItems" in schema, f"{path} has no maxItems"
+
+
+def test_defaults_meet_the_schema():
+    assert yaml.safe_load(VALUES)["replicas"] == 1
+    assert render()
