@@ -8,6 +8,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 from fastapi import Depends, FastAPI
+from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
@@ -54,7 +55,8 @@ def create_app(
     app.include_router(build_open_router(context), prefix=prefix)
     app.add_exception_handler(ApiError, _answer_api_error)
     app.add_exception_handler(HTTPException, _answer_http_error)
-    app.add_middleware(RequestMiddleware, metrics=metrics)
+    app.add_exception_handler(RequestValidationError, _answer_validation_error)
+    app.add_middleware(RequestMiddleware, metrics=metrics, prefix=prefix)
     return app
 
 
@@ -71,3 +73,8 @@ async def _answer_http_error(request: Request, error: Exception) -> Response:
     phrase = HTTPStatus(error.status_code).phrase
     message = f"{phrase}: {request.method} {request.url.path}"
     return error_response(ApiError(error.status_code, message, headers=dict(error.headers or {})))
+
+
+async def _answer_validation_error(_: Request, error: Exception) -> Response:
+    """Answers for the parameters that FastAPI itself reads, those of the path."""
+    return error_response(ApiError(400, str(error)))

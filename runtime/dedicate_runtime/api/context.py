@@ -8,13 +8,13 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
+from starlette.requests import Request
+
 from dedicate_runtime.api.errors import ApiError
 from dedicate_runtime.api.keys import KeyRing, bearer_key, unauthorized
 from dedicate_runtime.api.middleware import record_of
 
 if TYPE_CHECKING:
-    from starlette.requests import Request
-
     from dedicate_runtime.api.readiness import Readiness
     from dedicate_runtime.api.served_model import ServedModel
     from dedicate_runtime.engine.interface import Engine

@@ -77,7 +77,8 @@ class Generation:
     plans: Sequence[ChoicePlan]
     stream: OutputStream
     metrics: Metrics
-    is_draining: Callable[[], bool]
+    problem: Callable[[], ApiError | None]
+    """Gives why the runtime as a whole takes no work, if so: then a failed sequence is worth another try."""
     clock: Callable[[], float] = time.monotonic
     usage: Usage = field(init=False)
     time_to_first_token_s: float | None = field(init=False, default=None)
@@ -162,8 +163,9 @@ class Generation:
         choice.last_token_at = now
 
     def _failure(self, output: SequenceOutput) -> ApiError:
-        if self.is_draining():
-            return unavailable(output.error or "The server is shutting down.", "draining")
+        problem = self.problem()
+        if problem is not None:
+            return unavailable(output.error or problem.message, problem.code or "engine_unavailable")
         return failed(output.error or "The request was aborted.")
 
 

@@ -52,7 +52,7 @@ def build_generation_router(context: ApiContext) -> APIRouter:
         wire = parse_body(await read_body(request), ChatCompletionRequest)
         served = context.readiness.require_ready()
         check_model(served, wire.model)
-        _check_stream_options(wire)
+        _check_together(wire)
         if wire.top_logprobs is not None and not wire.logprobs:
             refuse("top_logprobs", "top_logprobs needs logprobs to be true.")
         prompt = await context.in_pool(_chat_prompt, wire, served)
@@ -67,11 +67,9 @@ def build_generation_router(context: ApiContext) -> APIRouter:
         wire = parse_body(await read_body(request), CompletionRequest)
         served = context.readiness.require_ready()
         check_model(served, wire.model)
-        _check_stream_options(wire)
+        _check_together(wire)
         if wire.best_of is not None and wire.best_of != wire.n:
             refuse("best_of", "best_of must equal n: all choices are returned.")
-        if wire.explicit_max_tokens == 0 and not wire.echo:
-            refuse("max_tokens", "max_tokens may be 0 only with echo.")
         prompts = await context.in_pool(_completion_prompts, wire, served)
         sampled = _sample(wire, served, prompts, wire.logprobs, prompt_param="prompt")
         head = _answer_head(wire, served, "cmpl")
@@ -90,7 +88,10 @@ def build_generation_router(context: ApiContext) -> APIRouter:
     return router
 
 
-def _check_stream_options(wire: GenerationRequest) -> None:
+def _check_together(wire: GenerationRequest) -> None:
+    """Refuses fields of either endpoint that are fine alone and wrong together."""
+    if wire.explicit_max_tokens == 0 and not (isinstance(wire, CompletionRequest) and wire.echo):
+        refuse("max_tokens", "max_tokens may be 0 only with echo.")
     if wire.stream_options is not None and not wire.stream:
         refuse("stream_options", "stream_options needs stream to be true.")
 
@@ -202,7 +203,7 @@ async def _answer(
         plans=plans,
         stream=stream,
         metrics=context.metrics,
-        is_draining=lambda: context.readiness.is_draining,
+        problem=lambda: context.readiness.problem,
     )
     record = record_of(request)
     if wire.stream:

@@ -54,8 +54,9 @@ def record_of(request: Request) -> RequestRecord:
 class RequestMiddleware:
     """Wraps the application; goes outermost."""
 
-    def __init__(self, app: ASGIApp, *, metrics: Metrics) -> None:
+    def __init__(self, app: ASGIApp, *, metrics: Metrics, prefix: str) -> None:
         self._app = app
+        self._prefix = prefix
         self._metrics = metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -83,7 +84,7 @@ class RequestMiddleware:
 
     def _finish(self, record: RequestRecord, scope: Scope) -> None:
         duration_s = time.monotonic() - record.started_at
-        route = getattr(scope.get("route"), "path", _UNMATCHED)
+        route = getattr(scope.get("route"), "path", _UNMATCHED).removeprefix(self._prefix)
         self._metrics.observe_end(
             route=route,
             status=record.status,

@@ -160,12 +160,9 @@ class Detokenizer:
 
     def flush(self) -> Piece:
         """Gives what was held back; a stop may be completed even now, by the last bytes of a character."""
-        if self._matcher.matched is not None:
-            return Piece("", 0, stopped=True)
         text = self._screen(self._decoder.flush())
-        if self._matcher.matched is not None:
-            return Piece(text, 0, stopped=True)
-        return Piece(text + self._matcher.flush(), 0, stopped=False)
+        stopped = self._matcher.matched is not None
+        return Piece(text if stopped else text + self._matcher.flush(), 0, stopped)
 
     def _screen(self, text: str) -> str:
         if self._num_free_tokens > 0:
@@ -182,7 +179,7 @@ def token_bytes_reader(tokenizer: Tokenizer) -> Callable[[int], bytes]:
 
     def read(token_id: int) -> bytes:
         token = tokenizer.id_to_token(token_id)
-        if token is None:
+        if not token:  # the model's vocabulary may be larger than the tokenizer's
             return b""
         if token_id in special:
             return token.encode()
