@@ -13,6 +13,7 @@ from pathlib import Path
 from dev.cluster import content, preconditions
 from dev.cluster.errors import ClusterError
 from dev.cluster.leftovers import MEMBER_VARIABLE, clean_leftovers, release
+from dev.cluster.linux import find_processes, innermost_pid
 from dev.cluster.locks import hold_lock, is_locked, try_lock
 from dev.cluster.paths import ClusterPaths
 from dev.cluster.pki import build_kubeconfig, write_private
@@ -157,11 +158,30 @@ class Cluster:
         Raises:
             ClusterError: it failed and `check` is on; the message has its complaint.
         """
-        command = [self.plan.binary("kubectl"), f"--kubeconfig={self.kubeconfig}", *arguments]
+        command = [
+            self.plan.binary("kubectl"),
+            f"--kubeconfig={self.kubeconfig}",
+            f"--cache-dir={self.paths.kubectl_cache}",
+            *arguments,
+        ]
         result = subprocess.run(command, input=stdin, capture_output=True, text=True, timeout=120, check=False)
         if check and result.returncode != 0:
             raise ClusterError(f"kubectl {' '.join(arguments)}: {result.stderr.strip()}")
         return result.stdout
+
+    def kill(self, component: str) -> None:
+        """Kill a component as a crash would; the supervisor starts it again.
+
+        Raises:
+            ClusterError: no such component is running.
+        """
+        status = self.status
+        entry = status.components.get(component) if status else None
+        members = find_processes(f"{MEMBER_VARIABLE}={self.paths.root}")
+        victim = next((pid for pid in members if entry and entry.pid and innermost_pid(pid) == entry.pid), None)
+        if victim is None:
+            raise ClusterError(f"Cluster {self.name!r} runs no component called {component!r}.")
+        os.kill(victim, signal.SIGKILL)
 
     def load_image(self, source: str, name: str) -> str:
         """Push an image from buildah's storage, or an OCI archive, and return the reference that pods use."""

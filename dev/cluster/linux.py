@@ -58,6 +58,16 @@ def new_pid_namespace_for_child() -> Iterator[None]:
         os.close(own)
 
 
+def innermost_pid(pid: int) -> int | None:
+    """Return what a process is called in its own pid namespace, or None when it has ended."""
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return None
+    names = next(line for line in status.splitlines() if line.startswith("NSpid:"))
+    return int(names.split()[-1])
+
+
 def find_processes(marker: str) -> list[int]:
     """Return the processes that carry `NAME=value` in the environment they were started with."""
     wanted = marker.encode()

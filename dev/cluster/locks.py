@@ -33,8 +33,10 @@ def hold_lock(path: Path) -> Iterator[None]:
     file = _lock(path, fcntl.LOCK_EX)
     assert file is not None  # noqa: S101 - a blocking lock is granted or raises
     with file:
-        yield
-        path.unlink(missing_ok=True)
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
 
 
 def _lock(path: Path, operation: int) -> TextIO | None:

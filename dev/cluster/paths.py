@@ -81,6 +81,11 @@ class ClusterPaths:
         return self.root / "data"
 
     @property
+    def kubectl_cache(self) -> Path:
+        """What kubectl has learnt of this cluster, lest the next one at the same address be taken for it."""
+        return self.root / "kubectl"
+
+    @property
     def containerd_socket(self) -> Path:
         return self.root / "containerd.sock"
 
