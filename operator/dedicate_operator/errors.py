@@ -47,5 +47,9 @@ class ClusterError(OperatorError):
         return self.code == 409
 
     @property
+    def is_invalid(self) -> bool:
+        return self.code == 422
+
+    @property
     def is_gone(self) -> bool:
         return self.code == 410

@@ -1,7 +1,7 @@
 """Builders of the children: one endpoint and the operator's defaults in, one new manifest out.
 
-Pure. What is left out of a manifest belongs to somebody else. `seal` puts the hash of the whole intent on an object, so
-that a field that is dropped from the intent later is noticed as well as one that is changed.
+Pure. What is left out of a manifest belongs to somebody else. `seal` puts the hash of the whole intent on an object,
+so that a field that is dropped from the intent later is noticed as well as one that is changed.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 GROUP = "dedicate.dev"
 VERSION = "v1alpha1"
@@ -23,10 +23,6 @@ CHILDREN_SELECTOR = f"{MANAGED_BY_LABEL}={FIELD_MANAGER}"
 MANIFEST_HASH_ANNOTATION = f"{GROUP}/manifest-hash"
 # On the pod template: which pods belong to the present one.
 TEMPLATE_HASH_ANNOTATION = f"{GROUP}/template-hash"
-
-RESERVED_SEGMENTS = frozenset({"v1", "docs", "healthz", "readyz", "metrics"})
-# Leaves room for suffixes within a label's 63 characters.
-MAX_NAME_LENGTH = 40
 
 CONTAINER = "runtime"
 API_PORT_NAME = "http"
@@ -49,16 +45,6 @@ FAILURE_FILE = "/dev/termination-log"
 
 # The client id of the key that the operator generates.
 DEFAULT_CLIENT = "default"
-
-
-class Key(NamedTuple):
-    """Names one endpoint; the unit of work."""
-
-    namespace: str
-    name: str
-
-    def __str__(self) -> str:
-        return f"{self.namespace}/{self.name}"
 
 
 def keys_secret_name(endpoint: str) -> str:

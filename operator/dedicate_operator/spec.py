@@ -11,9 +11,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, cast, get_args
 
-from dedicate_operator import names
 from dedicate_operator.errors import SpecError
 from dedicate_operator.fields import Fields
+from dedicate_operator.identity import Key
 
 Dtype = Literal["Auto", "Float32", "BFloat16", "Float16"]
 RemoteCode = Literal["Deny", "Allow"]
@@ -24,6 +24,10 @@ RolloutStrategy = Literal["Auto", "RollingUpdate", "Recreate"]
 AuthMode = Literal["APIKey", "None"]
 RouteType = Literal["Ingress", "None"]
 ControllerProfile = Literal["Generic", "IngressNGINX"]
+
+RESERVED_SEGMENTS = frozenset({"v1", "docs", "healthz", "readyz", "metrics"})
+# Leaves room for the children's suffixes within a label's 63 characters.
+MAX_NAME_LENGTH = 40
 
 _SEGMENT = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?")
 _HUB_URI = re.compile(r"hf://(?P<repository>[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*)")
@@ -179,7 +183,7 @@ class EndpointSpec:
 class Endpoint:
     """One custom resource: who it is and what it asks for."""
 
-    key: names.Key
+    key: Key
     uid: str
     generation: int
     spec: EndpointSpec
@@ -192,9 +196,9 @@ def parse_endpoint(resource: Mapping[str, Any]) -> Endpoint:
         SpecError: a field holds what cannot be served.
     """
     metadata = resource["metadata"]
-    key = names.Key(metadata["namespace"], metadata["name"])
-    if len(key.name) > names.MAX_NAME_LENGTH:
-        raise SpecError("metadata.name", f"must have at most {names.MAX_NAME_LENGTH} characters")
+    key = Key(metadata["namespace"], metadata["name"])
+    if len(key.name) > MAX_NAME_LENGTH:
+        raise SpecError("metadata.name", f"must have at most {MAX_NAME_LENGTH} characters")
     return Endpoint(
         key=key,
         uid=metadata["uid"],
@@ -236,9 +240,9 @@ def _parse_spec(spec: Fields, name: str) -> EndpointSpec:
 
 def _parse_segment(spec: Fields, name: str) -> str:
     segment = spec.optional_text("dedicate") or name
-    if not _SEGMENT.fullmatch(segment) or len(segment) > names.MAX_NAME_LENGTH:
-        raise spec.error("dedicate", f"must be a DNS label of at most {names.MAX_NAME_LENGTH} characters")
-    if segment in names.RESERVED_SEGMENTS:
+    if not _SEGMENT.fullmatch(segment) or len(segment) > MAX_NAME_LENGTH:
+        raise spec.error("dedicate", f"must be a DNS label of at most {MAX_NAME_LENGTH} characters")
+    if segment in RESERVED_SEGMENTS:
         raise spec.error("dedicate", f"must not be {segment}, which is reserved")
     return segment
 

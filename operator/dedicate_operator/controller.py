@@ -1,0 +1,172 @@
+"""The running operator: watches fill the store, changes fill the queue, workers reconcile.
+
+Endpoints arrive from kopf's watch (`observe_endpoint`), children from our own, which select by label on the server.
+kopf does not say which endpoints vanished while its stream was cut, so they are listed anew now and then: once before
+any work is done, because who owns a path can be told only with all endpoints known, and later as an audit.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import time
+from collections.abc import Coroutine, Iterable
+from datetime import UTC, datetime
+from typing import Any
+
+from dedicate_operator.cluster import Cluster
+from dedicate_operator.errors import ClusterError
+from dedicate_operator.identity import Key
+from dedicate_operator.kinds import ENDPOINT, WATCHED, Json, Kind
+from dedicate_operator.reconcile import Reconciler
+from dedicate_operator.settings import Settings
+from dedicate_operator.store import Store, key_of
+from dedicate_operator.watch import Watcher
+from dedicate_operator.workqueue import Backoff, WorkQueue
+
+_LOG = logging.getLogger(__name__)
+
+_NUM_WORKERS = 8
+_RECONCILE_DEADLINE_S = 60.0
+_RESYNC_PERIOD_S = 300.0
+# Longer than any deadline of ours: what lasts longer hangs.
+_HANG_S = 180.0
+# After an interruption the API server is asked again soon: a storm's end must be noticed within 10 s.
+_BACKOFF = Backoff(base_s=0.2, limit_s=5.0)
+
+
+class Controller:
+    """Owns the store, the queue and every task; used from one event loop."""
+
+    def __init__(self, settings: Settings, cluster: Cluster) -> None:
+        self._cluster = cluster
+        self._namespaces: tuple[str | None, ...] = settings.watch_namespaces or (None,)
+        self._store = Store(settings.defaults)
+        self._queue: WorkQueue[Key] = WorkQueue(clock=time.monotonic, random=random.random, backoff=_BACKOFF)
+        self._reconciler = Reconciler(cluster, self._store, settings.defaults, now=lambda: datetime.now(UTC))
+        self._watchers = [
+            Watcher(
+                kind,
+                namespace,
+                source=cluster,
+                sink=self,
+                clock=time.monotonic,
+                random=random.random,
+                backoff=_BACKOFF,
+            )
+            for kind in WATCHED
+            for namespace in self._namespaces
+        ]
+        self._tasks: list[asyncio.Task[None]] = []
+        self._is_synced = False
+
+    def start(self) -> None:
+        for watcher in self._watchers:
+            self._spawn(watcher.run(), f"watch {watcher.kind} in {watcher.namespace or 'all namespaces'}")
+        self._spawn(self._run(), "resync")
+
+    async def stop(self) -> None:
+        """End every task and close every connection."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._cluster.close()
+
+    def is_ready(self) -> bool:
+        """Tell whether everything was listed once, and work is being done."""
+        return self._is_synced and self.find_fault() is None
+
+    def find_fault(self) -> str | None:
+        """Return what has stopped making progress, None while all goes on.
+
+        An API server that cannot be reached is no fault of this process: trying again is progress.
+        """
+        for task in self._tasks:
+            if task.done():
+                return f"task {task.get_name()!r} has ended"
+        for watcher in self._watchers:
+            if watcher.silence_s() > _HANG_S:
+                return f"watch of {watcher.kind} hangs"
+        if self._queue.longest_work_s() > _HANG_S:
+            return "a reconcile hangs"
+        return None
+
+    def observe_endpoint(self, type_: str | None, resource: Json) -> None:
+        """Take note of a change that kopf's watch saw; type None is an item of its initial list."""
+        if type_ == "DELETED":
+            self._enqueue(self._store.remove_endpoint(key_of(resource), resource["metadata"]["uid"]))
+        else:
+            self._enqueue(self._store.put_endpoint(resource))
+
+    def replace_children(self, kind: Kind, namespace: str | None, children: list[Json], version: str) -> None:
+        self._enqueue(self._store.replace_children(kind, namespace, children, version))
+
+    def put_child(self, kind: Kind, child: Json) -> None:
+        self._enqueue(self._store.put_child(kind, child))
+
+    def remove_child(self, kind: Kind, child: Json) -> None:
+        self._enqueue(self._store.remove_child(kind, child))
+
+    def _enqueue(self, keys: Iterable[Key]) -> None:
+        for key in sorted(keys):
+            self._queue.add(key)
+
+    def _spawn(self, coroutine: Coroutine[Any, Any, None], name: str) -> None:
+        task = asyncio.create_task(coroutine, name=name)
+        task.add_done_callback(_log_end)
+        self._tasks.append(task)
+
+    async def _run(self) -> None:
+        await self._resync()
+        for watcher in self._watchers:
+            await watcher.synced.wait()
+        self._is_synced = True
+        _LOG.info("synced", extra={"endpoints": len(self._store.keys())})
+        for index in range(_NUM_WORKERS):
+            self._spawn(self._work(), f"worker {index}")
+        while True:
+            await asyncio.sleep(_RESYNC_PERIOD_S)
+            await self._resync()
+
+    async def _resync(self) -> None:
+        for namespace in self._namespaces:
+            num_failures = 0
+            while True:
+                try:
+                    items, version = await self._cluster.fetch_list(ENDPOINT, namespace)
+                    break
+                except ClusterError as error:
+                    num_failures += 1
+                    delay_s = _BACKOFF.delay_s(num_failures, random.random())  # noqa: S311 - jitter
+                    _LOG.warning("endpoints not listed", extra={"error": str(error), "delay_s": delay_s})
+                    await asyncio.sleep(delay_s)
+            self._enqueue(self._store.replace_endpoints(namespace, items, version))
+
+    async def _work(self) -> None:
+        while True:
+            key = await self._queue.get()
+            try:
+                async with asyncio.timeout(_RECONCILE_DEADLINE_S):
+                    requeue_s = await self._reconciler.reconcile(key)
+            except (ClusterError, TimeoutError) as error:
+                at_least_s = (error.retry_after_s if isinstance(error, ClusterError) else None) or 0.0
+                delay_s = self._queue.retry(key, at_least_s)
+                _LOG.warning(
+                    "reconcile failed", extra={"endpoint": str(key), "error": str(error), "retry_in_s": delay_s}
+                )
+            except Exception:  # noqa: BLE001 - the boundary of one endpoint's pass; logged and retried
+                # A fault of ours in one endpoint's pass must not stop the others'.
+                delay_s = self._queue.retry(key)
+                _LOG.exception("reconcile crashed", extra={"endpoint": str(key), "retry_in_s": delay_s})
+            else:
+                self._queue.forget_failures(key)
+                if requeue_s is not None:
+                    self._queue.add_after(key, requeue_s)
+            finally:
+                self._queue.done(key)
+
+
+def _log_end(task: asyncio.Task[None]) -> None:
+    if not task.cancelled():
+        _LOG.critical("task ended", extra={"task": task.get_name()}, exc_info=task.exception())

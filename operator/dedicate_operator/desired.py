@@ -1,0 +1,76 @@
+"""What should stand in the cluster for one endpoint: the manifests in order, and which present children go.
+
+Pure.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from dedicate_operator.drift import find_drift
+from dedicate_operator.kinds import CHILDREN, CLAIM, Json, Kind, kind_of
+from dedicate_operator.manifests import build_cache_claim, build_deployment, build_ingress, build_service
+from dedicate_operator.observed import Observed, is_owned, is_terminating
+from dedicate_operator.settings import EndpointDefaults
+from dedicate_operator.spec import Endpoint, OwnedClaimCache
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """The writes that one reconcile is to make.
+
+    Attributes:
+        missing: manifests of children that have not been observed; somebody else may hold their names.
+        drifted: manifests of children of ours that are not as they should be, with the field that is not.
+        foreign: children that hold a name of ours and belong to somebody else.
+        obsolete: children of ours that should not be.
+    """
+
+    missing: tuple[Json, ...] = ()
+    drifted: tuple[tuple[Json, str], ...] = ()
+    foreign: tuple[Json, ...] = ()
+    obsolete: tuple[tuple[Kind, str], ...] = ()
+
+
+def build_desired(endpoint: Endpoint, defaults: EndpointDefaults, *, is_routed: bool) -> tuple[Json, ...]:
+    """Return the manifests of all children except the Secret, in the order in which they are applied."""
+    manifests: list[Json] = []
+    if isinstance(endpoint.spec.cache, OwnedClaimCache):
+        manifests.append(build_cache_claim(endpoint, endpoint.spec.cache))
+    manifests += [build_service(endpoint), build_deployment(endpoint, defaults)]
+    if is_routed:
+        manifests.append(build_ingress(endpoint, defaults))
+    return tuple(manifests)
+
+
+def plan_writes(endpoint: Endpoint, desired: tuple[Json, ...], observed: Observed) -> Plan:
+    """Compare what should be with what is."""
+    missing: list[Json] = []
+    drifted: list[tuple[Json, str]] = []
+    foreign: list[Json] = []
+    wanted = {(kind_of(manifest), manifest["metadata"]["name"]): manifest for manifest in desired}
+    for identity, manifest in wanted.items():
+        child = observed.children.get(identity)
+        if child is None:
+            missing.append(manifest)
+        elif not is_owned(identity[0], child, endpoint):
+            foreign.append(child)
+        elif not is_terminating(child):
+            # A child that is going has its own event at the end, and is missing then.
+            path = find_drift(manifest, child)
+            if path is not None:
+                drifted.append((manifest, path))
+    obsolete = [
+        identity
+        for identity, child in observed.children.items()
+        if identity not in wanted and _may_delete(identity[0], child, endpoint)
+    ]
+    obsolete.sort(key=lambda identity: (-CHILDREN.index(identity[0]), identity[1]))
+    return Plan(tuple(missing), tuple(drifted), tuple(foreign), tuple(obsolete))
+
+
+def _may_delete(kind: Kind, child: Json, endpoint: Endpoint) -> bool:
+    if is_terminating(child) or not is_owned(kind, child, endpoint):
+        return False
+    # A retained cache has no owner reference; it is its author's to delete.
+    return kind != CLAIM or bool(child["metadata"].get("ownerReferences"))

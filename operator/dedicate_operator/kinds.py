@@ -1,0 +1,45 @@
+"""The kinds of objects that the operator deals with, and how their addresses are spelled."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from dedicate_operator import names
+
+Json = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    group: str
+    version: str
+    kind: str
+    plural: str
+
+    def __str__(self) -> str:
+        return self.kind
+
+    @property
+    def api_version(self) -> str:
+        return f"{self.group}/{self.version}" if self.group else self.version
+
+
+ENDPOINT = Kind(names.GROUP, names.VERSION, names.KIND, names.PLURAL)
+CLAIM = Kind("", "v1", "PersistentVolumeClaim", "persistentvolumeclaims")
+SERVICE = Kind("", "v1", "Service", "services")
+DEPLOYMENT = Kind("apps", "v1", "Deployment", "deployments")
+INGRESS = Kind("networking.k8s.io", "v1", "Ingress", "ingresses")
+POD = Kind("", "v1", "Pod", "pods")
+SECRET = Kind("", "v1", "Secret", "secrets")
+EVENT = Kind("", "v1", "Event", "events")
+
+# The kinds that are written, in the order in which they are: what a pod needs before the pod, the route last.
+CHILDREN = (CLAIM, SERVICE, DEPLOYMENT, INGRESS)
+WATCHED = (*CHILDREN, POD)
+
+_BY_TYPE = {(kind.api_version, kind.kind): kind for kind in (*CHILDREN, SECRET)}
+
+
+def kind_of(manifest: Json) -> Kind:
+    return _BY_TYPE[manifest["apiVersion"], manifest["kind"]]
