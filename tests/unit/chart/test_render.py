@@ -138,7 +138,7 @@ def test_probes_use_the_named_port_and_differ():
     assert operator["ports"] == [{"name": "liveness", "containerPort": 8080, "protocol": "TCP"}]
     assert operator["livenessProbe"]["httpGet"] == {"path": "/healthz", "port": "liveness"}
     assert operator["startupProbe"]["httpGet"] == {"path": "/healthz", "port": "liveness"}
-    assert operator["readinessProbe"]["tcpSocket"] == {"port": "liveness"}
+    assert operator["readinessProbe"]["httpGet"] == {"path": "/readyz", "port": "liveness"}
 
 
 def test_one_operator_at_a_time():

@@ -1,0 +1,106 @@
+"""What the documents say about the chart, the rights and the reasons is so."""
+
+import ast
+import re
+
+import pytest
+
+from dedicate_operator import diagnosis
+from dev.chart import CHART, iterate_values, render
+from dev.paths import REPOSITORY
+
+VALUES = {path for path, _, _ in iterate_values((CHART / "values.yaml").read_text())}
+DOCUMENTS = [
+    "README.md",
+    "CONTRIBUTING.md",
+    "SECURITY.md",
+    "charts/dedicate/README.md",
+    "docs/user-guide.md",
+    "docs/runbook.md",
+]
+
+
+def rules_of_the_chart():
+    (role,) = (item for item in render() if item["kind"] == "ClusterRole")
+    return {
+        (group, resource, verb)
+        for rule in role["rules"]
+        for group in rule["apiGroups"]
+        for resource in rule["resources"]
+        for verb in rule["verbs"]
+    }
+
+
+@pytest.mark.parametrize(("path", "heading"), [("docs/rbac.md", None), ("SECURITY.md", "What the operator may do")])
+def test_rights_are_the_charts(path, heading, document):
+    text = document(path).text
+    section = text if heading is None else text.split(f"## {heading}\n")[1].split("\n## ")[0]
+    rows = re.findall(r'^\| `"?([a-z0-9.]*)"?` \| (.*?) \| (.*?) \|', section, re.MULTILINE)
+    documented = {
+        (group, resource, verb)
+        for group, resources, verbs in rows
+        for resource in re.findall(r"`([^`]+)`", resources)
+        for verb in re.findall(r"[a-z]+", verbs)
+    }
+    assert documented == rules_of_the_chart()
+
+
+def test_namespaced_roles_grant_the_same():
+    roles = [item for item in render({"watch": {"namespaces": ["team"]}}) if item["kind"] == "Role"]
+    (role,) = (item for item in roles if item["metadata"]["namespace"] == "team")
+    (cluster_role,) = (item for item in render() if item["kind"] == "ClusterRole")
+    assert role["rules"] == cluster_role["rules"]
+
+
+@pytest.mark.parametrize("path", DOCUMENTS)
+def test_values_in_documents_exist(path, document):
+    text = document(path).text
+    for name in re.findall(r"--set(?:-string)? ([A-Za-z.]+)=", text):
+        assert name in VALUES, name
+
+
+@pytest.mark.parametrize("path", DOCUMENTS)
+def test_python_in_documents_compiles(path, document):
+    for block in document(path).blocks("python"):
+        ast.parse(block)
+
+
+@pytest.mark.parametrize("path", DOCUMENTS)
+def test_links_lead_somewhere(path, document):
+    folder = (REPOSITORY / path).parent
+    for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", document(path).text):
+        if "://" not in target:
+            assert (folder / target).exists(), target
+
+
+def iterate_reasons():
+    """Every reason that the operator can write, read from its source, so that none is forgotten here."""
+    yield from diagnosis.EXIT_REASONS.values()
+    for module in ("diagnosis", "status", "reconcile"):
+        tree = ast.parse((REPOSITORY / "operator" / "dedicate_operator" / f"{module}.py").read_text())
+        for node in ast.walk(tree):
+            yield from _reasons_in(node)
+
+
+def _reasons_in(node):
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in {"Cause", "Refusal"}:
+        yield from _literals(node.args[0])
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "Condition":
+        yield from _literals(node.args[2])
+    if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
+        name = node.targets[0].id
+        if name in {"reason", "SECRET_NOT_FOUND", "CLAIM_NOT_FOUND", "UNSCHEDULABLE"}:
+            yield from _literals(node.value)
+
+
+def _literals(node):
+    for part in ast.walk(node):
+        is_word = isinstance(part, ast.Constant) and isinstance(part.value, str)
+        if is_word and re.fullmatch(r"[A-Z][A-Za-z]+", part.value):
+            yield part.value
+
+
+def test_the_runbook_has_each_reason(document):
+    told = set(re.findall(r"^### .*$", document("docs/runbook.md").text, re.MULTILINE))
+    told = {reason for heading in told for reason in re.findall(r"`([A-Za-z]+)`", heading)}
+    assert told == set(iterate_reasons())

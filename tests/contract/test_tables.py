@@ -1,0 +1,179 @@
+"""The tables of docs/contract.md are the code's own."""
+
+import argparse
+from enum import Enum
+
+import pytest
+
+from dedicate_operator import names
+from dedicate_operator.diagnosis import EXIT_REASONS
+from dedicate_operator.errors import SettingsError
+from dedicate_operator.manifests import build_deployment, build_ingress, build_keys_secret, build_service
+from dedicate_operator.settings import Settings as OperatorSettings
+from dedicate_runtime.errors import ExitCode
+from dedicate_runtime.settings import _build_parser
+from dev.chart import render
+
+
+@pytest.fixture(scope="module")
+def contract(document):
+    return document("docs/contract.md")
+
+
+@pytest.fixture(scope="module")
+def operator_container():
+    (deployment,) = (item for item in render() if item["kind"] == "Deployment")
+    return deployment["spec"]["template"]["spec"]["containers"][0]
+
+
+def strip(cell):
+    return cell.strip("`")
+
+
+class TestRuntimeOptions:
+    @pytest.fixture
+    def options(self):
+        actions = _build_parser({})._actions
+        return {action.option_strings[-1]: action for action in actions if action.dest != "help"}
+
+    @pytest.fixture
+    def rows(self, contract):
+        return {strip(row["option"]): row for row in contract.table("Arguments of the runtime")}
+
+    def test_names(self, options, rows):
+        assert list(options) == list(rows)
+
+    def test_defaults(self, options, rows):
+        for name, row in rows.items():
+            action, told = options[name], row["default"]
+            if told == "required":
+                assert action.required, name
+            elif told == "off":
+                assert isinstance(action, argparse._StoreTrueAction), name
+                assert action.default is False, name
+            elif action.default is None:
+                # What is worked out from elsewhere is described in words.
+                assert told.split()[0] in {"none", "derived", "the", "sized"}, name
+            else:
+                assert strip(told) == str(action.default), name
+
+    def test_choices_are_all_told(self, options, rows):
+        for name, action in options.items():
+            for choice in getattr(action.type, "__closure__", None) or ():
+                kind = choice.cell_contents
+                if isinstance(kind, type) and issubclass(kind, Enum):
+                    for member in kind:
+                        assert f"`{member.value}`" in rows[name]["default"] + rows[name]["meaning"], name
+
+    def test_each_may_come_from_the_environment(self, rows):
+        for name in rows:
+            variable = f"DEDICATE_{name.removeprefix('--').replace('-', '_').upper()}"
+            assert variable.isidentifier()
+
+
+class TestExitCodes:
+    def test_document_runtime_and_operator_agree(self, contract):
+        documented = {
+            int(row["code"]): strip(row["reason"]) for row in contract.table("Exit codes") if row["code"] != "0"
+        }
+        assert documented == dict(EXIT_REASONS)
+        assert documented == {code.value: "".join(map(str.title, code.name.split("_"))) for code in ExitCode}
+
+
+class TestOperatorEnvironment:
+    @pytest.fixture
+    def rows(self, contract):
+        return {strip(row["variable"]): row["default"] for row in contract.table("The operator's environment")}
+
+    def test_the_chart_sets_each_variable_and_no_other(self, operator_container, rows):
+        assert [item["name"] for item in operator_container["env"]] == list(rows)
+
+    def test_the_operator_reads_what_the_chart_writes(self, operator_container):
+        settings = OperatorSettings.from_environment(
+            {item["name"]: item["value"] for item in operator_container["env"]}
+        )
+        assert settings == OperatorSettings.from_environment({"DEDICATE_RUNTIME_IMAGE": settings.defaults.image})
+
+    def test_the_operator_reads_each_variable(self, rows):
+        environment = {"DEDICATE_RUNTIME_IMAGE": "runtime:1"}
+        for name in rows:
+            with pytest.raises(SettingsError, match=name):
+                OperatorSettings.from_environment(environment | {name: "**"})
+
+    def test_values_arrive(self):
+        values = {
+            "watch": {"namespaces": ["team-b", "team-a"]},
+            "runtime": {
+                "image": {"repository": "localhost:5000/runtime", "tag": "2"},
+                "imagePullSecrets": ["registry"],
+            },
+            "route": {"host": "llm.example.com", "className": "traefik", "externalPort": 8443},
+            "logging": {"format": "plain", "level": "debug"},
+            "ports": {"liveness": 8181},
+        }
+        (deployment,) = (item for item in render(values) if item["kind"] == "Deployment")
+        (container,) = deployment["spec"]["template"]["spec"]["containers"]
+        settings = OperatorSettings.from_environment({item["name"]: item["value"] for item in container["env"]})
+        assert settings.watch_namespaces == ("team-a", "team-b")
+        assert settings.defaults.image == "localhost:5000/runtime:2"
+        assert settings.defaults.image_pull_secrets == ("registry",)
+        assert settings.defaults.route_host == "llm.example.com"
+        assert settings.defaults.route_class_name == "traefik"
+        assert settings.defaults.route_external_port == 8443
+        assert (settings.log_format, settings.log_level) == ("plain", "debug")
+        assert settings.liveness_port == 8181 == container["ports"][0]["containerPort"]
+
+    def test_defaults_are_told(self, rows):
+        settings = OperatorSettings.from_environment({"DEDICATE_RUNTIME_IMAGE": "runtime:1"})
+        assert rows["DEDICATE_RUNTIME_IMAGE"] == "required"
+        assert strip(rows["DEDICATE_LOG_FORMAT"]) == settings.log_format
+        assert strip(rows["DEDICATE_LOG_LEVEL"]) == settings.log_level
+        assert rows["DEDICATE_LIVENESS_PORT"] == str(settings.liveness_port)
+        empty = {name for name, default in rows.items() if default.startswith("empty")}
+        assert empty == set(rows) - {
+            "DEDICATE_RUNTIME_IMAGE",
+            "DEDICATE_LOG_FORMAT",
+            "DEDICATE_LOG_LEVEL",
+            "DEDICATE_LIVENESS_PORT",
+        }
+
+
+class TestNamesAndLabels:
+    def test_children_carry_the_labels(self, contract, endpoint, defaults):
+        section = contract.text.split("## Names and labels\n")[1]
+        name = endpoint.key.name
+        for child in (
+            build_deployment(endpoint, defaults),
+            build_service(endpoint),
+            build_ingress(endpoint, defaults),
+            build_keys_secret(endpoint, "key"),
+        ):
+            for label, value in child["metadata"]["labels"].items():
+                documented = "<CR name>" if value == name else value
+                assert f"`{label}: {documented}`" in section
+
+    def test_names(self, contract, endpoint, defaults):
+        name = endpoint.key.name
+        table = contract.table("Names and labels")
+        rows = {row["child"]: strip(row["name"]).replace("<CR name>", name) for row in table}
+        assert rows["Deployment, Service, Ingress"] == name
+        for child in (build_deployment(endpoint, defaults), build_service(endpoint), build_ingress(endpoint, defaults)):
+            assert child["metadata"]["name"] == name
+        secret = build_keys_secret(endpoint, "key")
+        assert rows["Secret with the generated key (key `default`)"] == secret["metadata"]["name"]
+        assert secret["data"].keys() == {"default"}
+        assert rows["cache claim"] == names.cache_claim_name(name)
+
+    def test_pods_are_selected_by_the_endpoint_alone(self, endpoint, defaults):
+        spec = build_deployment(endpoint, defaults)["spec"]
+        selector = {"dedicate.dev/endpoint": endpoint.key.name}
+        assert spec["selector"]["matchLabels"] == selector
+        assert build_service(endpoint)["spec"]["selector"] == selector
+        assert selector.items() <= spec["template"]["metadata"]["labels"].items()
+
+
+class TestFiles:
+    def test_paths(self, contract):
+        documented = {strip(row["path or variable"]) for row in contract.table("Files and environment")}
+        folders = {names.KEYS_DIR, names.MODELS_DIR, names.CACHE_DIR, names.TMP_DIR, names.SHM_DIR}
+        assert documented == folders | {"HF_TOKEN", "HF_HUB_OFFLINE=1"}
