@@ -32,12 +32,21 @@ class Plan:
     obsolete: tuple[tuple[Kind, str], ...] = ()
 
 
-def build_desired(endpoint: Endpoint, defaults: EndpointDefaults, *, is_routed: bool) -> tuple[Json, ...]:
-    """Return the manifests of all children except the Secret, in the order in which they are applied."""
+def build_desired(
+    endpoint: Endpoint, defaults: EndpointDefaults, *, is_routed: bool, can_surge: bool = True
+) -> tuple[Json, ...]:
+    """Return the manifests of all children except the Secret, in the order in which they are applied.
+
+    Args:
+        endpoint: whose children.
+        defaults: what it leaves out.
+        is_routed: whether its path is its own.
+        can_surge: whether the cluster can run a pod beyond the wanted ones during a rollout.
+    """
     manifests: list[Json] = []
     if isinstance(endpoint.spec.cache, OwnedClaimCache):
         manifests.append(build_cache_claim(endpoint, endpoint.spec.cache))
-    manifests += [build_service(endpoint), build_deployment(endpoint, defaults)]
+    manifests += [build_service(endpoint), build_deployment(endpoint, defaults, can_surge=can_surge)]
     if is_routed:
         manifests.append(build_ingress(endpoint, defaults))
     return tuple(manifests)

@@ -19,7 +19,7 @@ _PROGRESS_MARGIN_S = 600
 _NGINX_UNITS = {"Ki": "k", "Mi": "m", "Gi": "g"}
 
 
-def build_deployment(endpoint: Endpoint, defaults: EndpointDefaults) -> Manifest:
+def build_deployment(endpoint: Endpoint, defaults: EndpointDefaults, *, can_surge: bool = True) -> Manifest:
     spec = endpoint.spec
     return seal(
         {
@@ -31,21 +31,23 @@ def build_deployment(endpoint: Endpoint, defaults: EndpointDefaults) -> Manifest
                 "revisionHistoryLimit": 3,
                 "progressDeadlineSeconds": spec.startup_timeout_s + _PROGRESS_MARGIN_S,
                 "selector": {"matchLabels": names.build_selector(endpoint.key.name)},
-                "strategy": _build_strategy(endpoint),
+                "strategy": _build_strategy(endpoint, can_surge=can_surge),
                 "template": build_pod_template(endpoint, defaults),
             },
         }
     )
 
 
-def _build_strategy(endpoint: Endpoint) -> Manifest:
+def _build_strategy(endpoint: Endpoint, *, can_surge: bool) -> Manifest:
     cache = endpoint.spec.cache
     # A ReadWriteOnce claim is mounted on one node: a second pod elsewhere would wait for ever for the first to go.
     is_exclusive = isinstance(cache, OwnedClaimCache) and cache.access_mode == "ReadWriteOnce"
     strategy = endpoint.spec.rollout_strategy
     if strategy == "Recreate" or (strategy == "Auto" and is_exclusive):
         return {"type": "Recreate"}
-    return {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}}
+    # Without a free device a new pod can start only where an old one goes.
+    surge, unavailable = (0, 1) if strategy == "Auto" and not can_surge else (1, 0)
+    return {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": surge, "maxUnavailable": unavailable}}
 
 
 def build_service(endpoint: Endpoint) -> Manifest:

@@ -162,6 +162,13 @@ def _assess_workload(situation: Situation) -> _Workload:
     )
 
 
+def is_awaiting_accelerator(situation: Situation) -> bool:
+    """Tell whether a rollout cannot go on because older pods hold the devices that the new ones need."""
+    workload = _assess_workload(situation)
+    holds_devices = workload.num_ready > workload.num_ready_current
+    return holds_devices and _lacks_accelerator(workload, situation.endpoint)
+
+
 def is_ready(pod: Json) -> bool:
     condition = find_condition(pod, "Ready")
     return condition is not None and condition.get("status") == "True"
@@ -228,17 +235,24 @@ def _build_routed(situation: Situation) -> Condition:
 
 def _build_progressing(situation: Situation, workload: _Workload) -> Condition:
     type_, wanted = "Progressing", situation.endpoint.spec.wanted_replicas
-    if wanted == 0 and workload.num_pods:
+    if wanted == 0 and situation.observed.pods:
         return Condition(type_, "True", "Draining", "pods end what they are serving")
     if not workload.is_rolling_out:
         return Condition(type_, "False", "UpToDate", "every pod is of the present specification")
-    resource = situation.endpoint.spec.accelerator.resource_name
     cause = workload.cause
-    if cause is not None and cause.reason == UNSCHEDULABLE and resource in cause.message:
+    if cause is not None and _lacks_accelerator(workload, situation.endpoint):
+        resource = situation.endpoint.spec.accelerator.resource_name
         return Condition(type_, "True", "AwaitingGPU", f"no node has a free {resource}: {cause.message}")
     if cause is not None:
         return Condition(type_, "True", "RollingOut", f"{cause.reason}: {cause.message}")
     return Condition(type_, "True", "RollingOut", "pods of the present specification start")
+
+
+def _lacks_accelerator(workload: _Workload, endpoint: Endpoint) -> bool:
+    cause, accelerator = workload.cause, endpoint.spec.accelerator
+    if cause is None or not accelerator.count:
+        return False
+    return cause.reason == UNSCHEDULABLE and f"Insufficient {accelerator.resource_name}" in cause.message
 
 
 def _is_rolling_out(deployment: Json | None) -> bool:
