@@ -55,7 +55,7 @@ def test_namespaced_roles_grant_the_same():
 @pytest.mark.parametrize("path", DOCUMENTS)
 def test_values_in_documents_exist(path, document):
     text = document(path).text
-    for name in re.findall(r"--set(?:-string)? ([A-Za-z.]+)=", text):
+    for name in re.findall(r"--set(?:-string)? '?([A-Za-z.]+)=", text):
         assert name in VALUES, name
 
 
@@ -76,9 +76,8 @@ def test_links_lead_somewhere(path, document):
 def iterate_reasons():
     """Every reason that the operator can write, read from its source, so that none is forgotten here."""
     yield from diagnosis.EXIT_REASONS.values()
-    for module in ("diagnosis", "status", "reconcile"):
-        tree = ast.parse((REPOSITORY / "operator" / "dedicate_operator" / f"{module}.py").read_text())
-        for node in ast.walk(tree):
+    for path in (REPOSITORY / "operator" / "dedicate_operator").glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
             yield from _reasons_in(node)
 
 
@@ -91,6 +90,11 @@ def _reasons_in(node):
         name = node.targets[0].id
         if name in {"reason", "SECRET_NOT_FOUND", "CLAIM_NOT_FOUND", "UNSCHEDULABLE"}:
             yield from _literals(node.value)
+
+    if isinstance(node, ast.FunctionDef) and node.name.endswith("_reason"):
+        for statement in ast.walk(node):
+            if isinstance(statement, ast.Return):
+                yield from _literals(statement.value)
 
 
 def _literals(node):
