@@ -21,7 +21,8 @@ from dev.cluster.slots import LOCKS, is_any_slot_taken
 _FORWARDING = Path("/proc/sys/net/ipv4/ip_forward")
 # Holds what the setting was before the first cluster changed it.
 _FORWARDING_BEFORE = LOCKS / "ip_forward.before"
-_CGROUPS = Path("/sys/fs/cgroup")
+# Source: pkg/kubelet/cm/cgroup_manager_linux.go, getSupportedUnifiedControllers.
+_POD_CONTROLLERS = {"cpu", "cpuset", "memory", "hugetlb", "pids"}
 
 
 def build_firewall_rules(plan: ClusterPlan) -> list[tuple[str, list[str]]]:
@@ -68,7 +69,11 @@ def prepare(plan: ClusterPlan) -> None:
             for chain, rule in build_firewall_rules(plan):
                 _run("iptables", "--wait", "--insert", chain, "1", *rule)
     for hierarchy in _cgroup_hierarchies():
-        (hierarchy / plan.cgroup.lstrip("/")).mkdir(parents=True, exist_ok=True)
+        folder = hierarchy / plan.cgroup.lstrip("/")
+        folder.mkdir(parents=True, exist_ok=True)
+        if (hierarchy / "cgroup.controllers").exists():
+            for parent in (hierarchy, folder.parent):
+                _delegate_controllers(parent)
 
 
 def clean(plan: ClusterPlan) -> None:
@@ -97,6 +102,13 @@ def _cgroup_hierarchies() -> list[Path]:
     """Return the mounted hierarchies: one on cgroup v2, one for each controller on v1."""
     mounts = [line.split() for line in Path("/proc/self/mounts").read_text().splitlines()]
     return [Path(target) for _source, target, kind, *_rest in mounts if kind in {"cgroup", "cgroup2"}]
+
+
+def _delegate_controllers(folder: Path) -> None:
+    """Let the children of a cgroup v2 folder use the controllers that the kubelet looks for."""
+    available = set((folder / "cgroup.controllers").read_text().split())
+    for controller in sorted(_POD_CONTROLLERS & available):
+        (folder / "cgroup.subtree_control").write_text(f"+{controller}")
 
 
 def _remove_cgroup(folder: Path) -> None:
