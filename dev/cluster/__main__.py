@@ -21,6 +21,9 @@ def main() -> int:
     except ClusterError as error:
         print(error, file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("Interrupted; a cluster that was starting goes on to start, and `down` ends it.", file=sys.stderr)
+        return 130
 
 
 def _build_parser() -> argparse.ArgumentParser:

@@ -4,15 +4,23 @@ from __future__ import annotations
 
 import fcntl
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
 
+# `is_locked` holds a free lock for an instant; whoever wants it meanwhile asks again.
+_PATIENCE_S = 0.2
+_RETRY_S = 0.02
+
 
 def try_lock(path: Path) -> TextIO | None:
     """Return the locked file, which holds the lock until it is closed, or None where another holds it."""
-    return _lock(path, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    deadline = time.monotonic() + _PATIENCE_S
+    while (file := _lock(path, fcntl.LOCK_EX | fcntl.LOCK_NB)) is None and time.monotonic() < deadline:
+        time.sleep(_RETRY_S)
+    return file
 
 
 def is_locked(path: Path) -> bool:
@@ -31,7 +39,7 @@ def is_locked(path: Path) -> bool:
 def hold_lock(path: Path) -> Iterator[None]:
     """Wait for the lock and hold it; the file is gone afterwards."""
     file = _lock(path, fcntl.LOCK_EX)
-    assert file is not None  # noqa: S101 - a blocking lock is granted or raises
+    assert file is not None
     with file:
         try:
             yield

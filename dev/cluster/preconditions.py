@@ -15,8 +15,8 @@ from dev.cluster.toolchain import check_go, find_python_tool, missing_modules
 from dev.paths import cache_dir
 
 _GIB = 1 << 30
-# Measured: the builds with Go's caches take 3.5 GiB; a node with the runtime's image, its layers and the registry 20.
-_BUILD_DISK_BYTES = 5 * _GIB
+# Measured: the builds with Go's caches take 6 GiB; a node with the runtime's image, its layers and the registry 20.
+_BUILD_DISK_BYTES = 7 * _GIB
 _NODE_DISK_BYTES = 8 * _GIB
 _MIN_MEMORY_BYTES = {Profile.API: 1 * _GIB, Profile.NODE: 3 * _GIB}
 

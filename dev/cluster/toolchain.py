@@ -196,7 +196,7 @@ def _run_go(
     with subprocess.Popen(
         command, cwd=module.folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     ) as process:
-        assert process.stdout is not None  # noqa: S101 - stdout=PIPE says so
+        assert process.stdout is not None
         with _progress(title, lines, total):
             for line in process.stdout:
                 lines.append(line.rstrip())
