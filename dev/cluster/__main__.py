@@ -1,4 +1,4 @@
-"""The command: `python -m dev.cluster up|down|status|env|load-image|publish`."""
+"""The command: `python -m dev.cluster up|down|status|env|build|load-image|publish`."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from pathlib import Path
 from dev.cluster.api import DEFAULT_GPUS, DEFAULT_INGRESS_PORT, DEFAULT_NAME, Cluster
 from dev.cluster.errors import ClusterError
 from dev.cluster.plan import Profile
+from dev.cluster.toolchain import check_go, missing_modules, obtain_binaries
 
 
 def main() -> int:
@@ -49,6 +50,8 @@ def _build_parser() -> argparse.ArgumentParser:
     add("down", _down, "end the cluster and clean what it left")
     add("status", _status, "say what runs")
     add("env", _env, "print shell lines that point kubectl at the cluster")
+    build = add("build", _build, "build the programs that a cluster runs, and Helm, ahead of time")
+    build.add_argument("--profile", choices=list(Profile), default=Profile.NODE, type=Profile)
     load = add("load-image", _load_image, "push an image to the registry and print the reference that pods use")
     load.add_argument("source", help="a name in buildah's storage, or an OCI archive")
     load.add_argument("image", help="repository and tag, such as dedicate/runtime:dev")
@@ -94,6 +97,13 @@ def _status(arguments: argparse.Namespace) -> int:
 def _env(arguments: argparse.Namespace) -> int:
     for key, value in Cluster(arguments.name).environment().items():
         print(f"export {key}={shlex.quote(value)}")
+    return 0
+
+
+def _build(arguments: argparse.Namespace) -> int:
+    if missing_modules(arguments.profile):
+        check_go()
+    obtain_binaries(arguments.profile)
     return 0
 
 
