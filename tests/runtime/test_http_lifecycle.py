@@ -1,0 +1,132 @@
+"""Start, overload, drain and failure of the program as a whole."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx
+import pytest
+
+
+@pytest.fixture
+def small(start_runtime, model_folder):
+    """A runtime of one's own that runs one sequence and queues one."""
+    return start_runtime(model_folder, "--max-num-seqs", "1", "--max-queued-requests", "1")
+
+
+LONG = {"prompt": "Once upon a time", "max_tokens": 4000, "ignore_eos": True}
+
+
+def test_loading_overload_and_drain(small):
+    """One life: 503 while loading, 429 when full, and a SIGTERM that lets nothing end in silence."""
+    small.wait_listening()
+    while_loading = small.post("/v1/completions", {"model": small.model, "prompt": "x"})
+    assert small.probe("healthz") == 200
+    assert small.probe("readyz") == 503
+    assert (while_loading.status_code, while_loading.json()["error"]["code"]) == (503, "loading")
+    assert 0 < int(while_loading.headers["retry-after"]) <= 120
+    small.wait_ready()
+
+    long = {"model": small.model, **LONG}
+    with small.stream("/v1/completions", long) as first, ThreadPoolExecutor(1) as pool:
+        lines = first.iter_lines()
+        next(lines)
+        queued = pool.submit(small.post, "/v1/completions", long)
+        small.wait_until(lambda: small.metric("dedicate_sequences_waiting") == 1, deadline_s=30, what="queueing")
+        refused = small.post("/v1/completions", long)
+        assert refused.status_code == 429
+        assert refused.json()["error"]["code"] == "queue_full"
+        assert 0 < int(refused.headers["retry-after"]) <= 120
+
+        small.terminate()
+        small.wait_until(lambda: small.probe("readyz") == 503, deadline_s=5, what="draining")
+        late = small.post("/v1/completions", {"model": small.model, "prompt": "x"})
+        assert (late.status_code, late.json()["error"]["code"]) == (503, "draining")
+        rest = [line for line in lines if line]
+        assert rest[-1] == "data: [DONE]"
+        assert json.loads(rest[-2][6:])["error"]["code"] == "draining"
+        assert queued.result().status_code == 503
+    assert small.wait_end() == 0
+
+
+def test_drain_lets_running_answers_finish(start_runtime, model_folder):
+    runtime = start_runtime(model_folder, "--drain-seconds", "60").wait_ready()
+    body = {"model": runtime.model, "prompt": "Once upon a time", "max_tokens": 40, "ignore_eos": True}
+    with runtime.stream("/v1/completions", body) as response:
+        lines = response.iter_lines()
+        next(lines)
+        runtime.terminate()
+        rest = [line for line in lines if line]
+    assert rest[-1] == "data: [DONE]"
+    assert json.loads(rest[-2][6:])["choices"][0]["finish_reason"] == "length"
+    assert runtime.wait_end() == 0
+
+
+def test_sigterm_while_loading_ends_at_once(start_runtime, model_folder):
+    runtime = start_runtime(model_folder).wait_listening()
+    runtime.terminate()
+    assert runtime.wait_end() == 0
+
+
+def ends_with(runtime, code, tmp_path, *words):
+    """The start fails with this code, and one sentence on stderr and in the failure file."""
+    assert runtime.process.wait(120) == code, runtime.log.read_text()[-2000:]
+    sentence = (tmp_path / "failure").read_text()
+    assert runtime.log.read_text().endswith(sentence)
+    assert sentence.count("\n") == 1
+    for word in words:
+        assert word in sentence
+
+
+@pytest.fixture
+def failure(tmp_path):
+    return ("--failure-file", str(tmp_path / "failure"))
+
+
+def test_unknown_option_ends_with_2(start_runtime, model_folder, tmp_path, failure):
+    ends_with(start_runtime(model_folder, *failure, "--warp", "9"), 2, tmp_path, "--warp")
+
+
+def test_option_out_of_range_ends_with_2(start_runtime, model_folder, tmp_path, failure):
+    ends_with(start_runtime(model_folder, *failure, "--max-num-seqs", "0"), 2, tmp_path, "--max-num-seqs")
+
+
+def test_taken_port_ends_with_2(runtime, start_runtime, model_folder, tmp_path, failure):
+    ends_with(start_runtime(model_folder, *failure, "--port", str(runtime.port)), 2, tmp_path, "--port")
+
+
+def test_missing_folder_ends_with_10(start_runtime, tmp_path, failure):
+    ends_with(start_runtime(tmp_path / "nowhere", *failure), 10, tmp_path, "nowhere")
+
+
+def test_corrupt_weights_end_with_12(start_runtime, model_folder, tmp_path, failure):
+    broken = tmp_path / "broken"
+    shutil.copytree(model_folder, broken, ignore=shutil.ignore_patterns("*.safetensors"))
+    whole = (model_folder / "model.safetensors").open("rb")
+    with whole:
+        (broken / "model.safetensors").write_bytes(whole.read(1_000_000))
+    ends_with(start_runtime(broken, *failure), 12, tmp_path, "model.safetensors")
+
+
+def test_missing_tokenizer_ends_with_12(start_runtime, model_folder, tmp_path, failure):
+    folder = tmp_path / "mute"
+    folder.mkdir()
+    for file in model_folder.iterdir():
+        if file.name != "tokenizer.json":
+            (folder / file.name).symlink_to(file)
+    ends_with(start_runtime(folder, *failure), 12, tmp_path, "tokenizer.json")
+
+
+@pytest.mark.skipif(os.path.exists("/dev/nvidia0"), reason="there is a CUDA device")  # noqa: PTH110
+def test_cuda_without_a_device_ends_with_14(start_runtime, model_folder, tmp_path, failure):
+    ends_with(start_runtime(model_folder, *failure, "--device", "cuda"), 14, tmp_path, "cuda")
+
+
+def test_no_key_needed_without_auth(start_runtime, model_folder):
+    runtime = start_runtime(model_folder, "--auth", "none").wait_ready()
+    assert httpx.get(f"{runtime.url}/v1/models", timeout=10).status_code == 200
+    runtime.terminate()
+    assert runtime.wait_end() == 0
