@@ -34,6 +34,7 @@ class ApiKeys:
 
     def __init__(self, cluster: SecretCreator) -> None:
         self._cluster = cluster
+        self._made: dict[Key, str] = {}
         self._doubtful: dict[Key, str] = {}
 
     async def ensure(self, endpoint: Endpoint, status: Json) -> float | None:
@@ -45,21 +46,35 @@ class ApiKeys:
         if endpoint.spec.auth.mode == "None" or endpoint.spec.auth.api_keys_secret is not None:
             return None
         name = names.keys_secret_name(endpoint.key.name)
-        is_recorded = (status.get("auth") or {}).get("secretName") == name
+        is_recorded = _is_recorded(endpoint, status)
         is_in_doubt = self._doubtful.get(endpoint.key) == endpoint.uid
         if is_recorded and not is_in_doubt and not _is_missing(status, name):
             return None
         self._doubtful.pop(endpoint.key, None)
         manifest = build_keys_secret(endpoint, secrets.token_urlsafe(_KEY_BYTES))
-        if await self._cluster.create_secret(manifest):
+        is_created = await self._cluster.create_secret(manifest)
+        self._made[endpoint.key] = endpoint.uid
+        if is_created:
             _LOG.info("created the API-key Secret", extra={"endpoint": str(endpoint.key), "secret": name})
         elif not is_recorded:
             self._doubtful[endpoint.key] = endpoint.uid
             return _DOUBT_S
         return None
 
+    def is_made(self, endpoint: Endpoint, status: Json) -> bool:
+        """Tell whether the Secret that the pods mount exists, as far as the operator may know."""
+        if endpoint.spec.auth.api_keys_secret is not None:
+            return True
+        return self._made.get(endpoint.key) == endpoint.uid or _is_recorded(endpoint, status)
+
     def forget(self, key: Key) -> None:
+        self._made.pop(key, None)
         self._doubtful.pop(key, None)
+
+
+def _is_recorded(endpoint: Endpoint, status: Json) -> bool:
+    name = names.keys_secret_name(endpoint.key.name)
+    return bool((status.get("auth") or {}).get("secretName") == name)
 
 
 def _is_missing(status: Json, name: str) -> bool:

@@ -241,9 +241,17 @@ def _translate(response: httpx2.Response) -> ClusterError:
     return ClusterError(
         str(status.get("message") or f"the API server answered {response.status_code}"),
         code=response.status_code,
-        reason=str(status.get("reason", "")),
+        reason=_find_reason(status),
         retry_after_s=float(retry_after) if retry_after.isdigit() else None,
     )
+
+
+def _find_reason(status: Json) -> str:
+    """Return the most telling reason: a cause that the server named, else the general one."""
+    causes = (status.get("details") or {}).get("causes") or []
+    # "Forbidden" alone would not tell a missing right from a namespace on its way out.
+    is_terminating = any(cause.get("reason") == "NamespaceTerminating" for cause in causes)
+    return "NamespaceTerminating" if is_terminating else str(status.get("reason", ""))
 
 
 def _parse_event(line: str) -> WatchEvent:

@@ -62,7 +62,7 @@ def plan_writes(endpoint: Endpoint, desired: tuple[Json, ...], observed: Observe
         child = observed.children.get(identity)
         if child is None:
             missing.append(manifest)
-        elif not is_owned(identity[0], child, endpoint):
+        elif not is_owned(child, endpoint):
             foreign.append(child)
         elif not is_terminating(child):
             # A child that is going has its own event at the end, and is missing then.
@@ -79,7 +79,7 @@ def plan_writes(endpoint: Endpoint, desired: tuple[Json, ...], observed: Observe
 
 
 def _may_delete(kind: Kind, child: Json, endpoint: Endpoint) -> bool:
-    if is_terminating(child) or not is_owned(kind, child, endpoint):
+    if is_terminating(child) or not is_owned(child, endpoint):
         return False
     # A retained cache has no owner reference; it is its author's to delete.
     return kind != CLAIM or bool(child["metadata"].get("ownerReferences"))

@@ -36,6 +36,8 @@ class ClusterError(OperatorError):
     @property
     def is_retryable(self) -> bool:
         """Whether the same request can succeed later: no answer, a conflict, too many requests, a server's fault."""
+        if self.reason == "NamespaceTerminating":
+            return True
         return self.code is None or self.code in {401, 409, 410, 429} or self.code >= 500
 
     @property
@@ -49,6 +51,10 @@ class ClusterError(OperatorError):
     @property
     def is_invalid(self) -> bool:
         return self.code == 422
+
+    @property
+    def is_over_quota(self) -> bool:
+        return self.code == 403 and "exceeded quota" in str(self)
 
     @property
     def is_gone(self) -> bool:

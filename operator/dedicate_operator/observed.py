@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from dedicate_operator import names
-from dedicate_operator.kinds import CLAIM, DEPLOYMENT, INGRESS, Json, Kind
+from dedicate_operator.kinds import DEPLOYMENT, INGRESS, Json, Kind
 from dedicate_operator.spec import Endpoint
 
 
@@ -26,16 +26,16 @@ class Observed:
 
     def _owned(self, kind: Kind, endpoint: Endpoint) -> Json | None:
         child = self.children.get((kind, endpoint.key.name))
-        return child if child is not None and is_owned(kind, child, endpoint) else None
+        return child if child is not None and is_owned(child, endpoint) else None
 
 
-def is_owned(kind: Kind, child: Mapping[str, Any], endpoint: Endpoint) -> bool:
-    """Tell whether the operator made this object for this very endpoint, or kept it for one of its name."""
+def is_owned(child: Mapping[str, Any], endpoint: Endpoint) -> bool:
+    """Tell whether the operator made this object for this very endpoint, or keeps it for one of its name."""
     references = child["metadata"].get("ownerReferences") or []
     if any(reference.get("uid") == endpoint.uid for reference in references):
         return True
-    # A retained cache has no owner; its labels say whose it is.
-    return kind == CLAIM and not references and _has_our_labels(child, endpoint.key.name)
+    # A retained cache has no owner, and somebody may have taken ours off; the labels say whose it is.
+    return not references and _has_our_labels(child, endpoint.key.name)
 
 
 def is_leftover(child: Mapping[str, Any], endpoint: Endpoint) -> bool:

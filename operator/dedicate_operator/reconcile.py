@@ -100,17 +100,24 @@ class Reconciler:
             is_routed=record.claim is not None and conflict is None,
             can_surge=not is_awaiting_accelerator(Situation(endpoint, self._defaults, observed)),
         )
-        try:
-            obstacle, requeue_s = await self._write(record, endpoint, plan_writes(endpoint, desired, observed))
-        except _EndpointGoneError:
+        plan = plan_writes(endpoint, desired, observed)
+        if plan.missing and not await self._is_alive(record):
             return None
-        except ClusterError as error:
-            if error.is_retryable or error.is_not_found:
-                raise
-            obstacle, requeue_s = Refusal(_refused_reason(error), str(error)), None
-        refusal = obstacle or conflict
+        foreign = [*plan.foreign, *await self._find_foreign(endpoint, plan.missing)]
+        if foreign and all(is_leftover(child, endpoint) for child in foreign):
+            return _LEFTOVER_PERIOD_S
+        refusal, keys_s = _refuse_names(foreign, endpoint), None
+        if refusal is None:
+            try:
+                keys_s = await self._api_keys.ensure(endpoint, record.status)
+                await self._write(endpoint, plan)
+            except ClusterError as error:
+                if error.is_retryable or error.is_not_found:
+                    raise
+                refusal = Refusal("QuotaExceeded" if error.is_over_quota else "ChildRefused", str(error))
+        refusal = refusal or conflict
         events_s = await self._report(record, endpoint, refusal)
-        return min(filter(None, (requeue_s, events_s, _REFUSAL_PERIOD_S if refusal else None)), default=None)
+        return min(filter(None, (keys_s, events_s, _REFUSAL_PERIOD_S if refusal else None)), default=None)
 
     def _find_path_conflict(self, record: EndpointRecord, endpoint: Endpoint) -> Refusal | None:
         owner = self._store.find_route_owner(record.claim) if record.claim else None
@@ -123,21 +130,28 @@ class Reconciler:
             "choose another spec.dedicate or spec.route.host, or delete that one",
         )
 
-    async def _write(
-        self, record: EndpointRecord, endpoint: Endpoint, plan: Plan
-    ) -> tuple[Refusal | None, float | None]:
-        """Carry the plan out; return what stands in the way, and when to look again."""
-        foreign = list(plan.foreign)
-        if plan.missing:
-            await self._check_alive(record)
-            foreign += await self._find_foreign(endpoint, plan.missing)
-        strangers = [child for child in foreign if not is_leftover(child, endpoint)]
-        if strangers:
-            taken = ", ".join(f"{child['kind']} {child['metadata']['name']}" for child in strangers)
-            return Refusal("NameConflict", f"{taken} exists and belongs to somebody else; it is left alone"), None
-        if foreign:
-            return None, _LEFTOVER_PERIOD_S
-        requeue_s = await self._api_keys.ensure(endpoint, record.status)
+    async def _is_alive(self, record: EndpointRecord) -> bool:
+        """Look at the endpoint itself: nothing is created for one that is gone or going, whatever the watch says."""
+        key = key_of(record.resource)
+        live = await self._cluster.fetch(ENDPOINT, key)
+        if live is None or live["metadata"]["uid"] != record.uid:
+            self._store.remove_endpoint(key, record.uid)
+            return False
+        if is_terminating(live):
+            self._store.put_endpoint(live)
+            return False
+        return True
+
+    async def _find_foreign(self, endpoint: Endpoint, manifests: Sequence[Json]) -> list[Json]:
+        """Return the objects of others that hold the names; the watches, which select by label, do not show them."""
+        foreign = []
+        for manifest in manifests:
+            present = await self._cluster.fetch(kind_of(manifest), key_of(manifest))
+            if present is not None and not is_owned(present, endpoint):
+                foreign.append(present)
+        return foreign
+
+    async def _write(self, endpoint: Endpoint, plan: Plan) -> None:
         for manifest in plan.missing:
             await self._apply(manifest, _MISSING)
         for manifest, path in plan.drifted:
@@ -145,28 +159,6 @@ class Reconciler:
         for kind, name in plan.obsolete:
             _LOG.info("deleting", extra={"endpoint": str(endpoint.key), "kind": str(kind), "child": name})
             await self._cluster.delete(kind, Key(endpoint.key.namespace, name))
-        return None, requeue_s
-
-    async def _check_alive(self, record: EndpointRecord) -> None:
-        """Look at the endpoint itself: nothing is created for one that is gone or going, whatever the watch says."""
-        key = key_of(record.resource)
-        live = await self._cluster.fetch(ENDPOINT, key)
-        if live is None or live["metadata"]["uid"] != record.uid:
-            self._store.remove_endpoint(key, record.uid)
-            raise _EndpointGoneError
-        if is_terminating(live):
-            self._store.put_endpoint(live)
-            raise _EndpointGoneError
-
-    async def _find_foreign(self, endpoint: Endpoint, manifests: Sequence[Json]) -> list[Json]:
-        """Return the objects of others that hold the names; the watches, which select by label, do not show them."""
-        foreign = []
-        for manifest in manifests:
-            kind = kind_of(manifest)
-            present = await self._cluster.fetch(kind, key_of(manifest))
-            if present is not None and not is_owned(kind, present, endpoint):
-                foreign.append(present)
-        return foreign
 
     async def _apply(self, manifest: Json, why: str) -> None:
         kind = kind_of(manifest)
@@ -183,7 +175,9 @@ class Reconciler:
     async def _report(self, record: EndpointRecord, endpoint: Endpoint, refusal: Refusal | None) -> float | None:
         """Publish the status; return when to ask for Events again, if a pod waits for volumes."""
         observed = self._store.observed(endpoint.key)
-        situation = Situation(endpoint, self._defaults, observed, refusal)
+        situation = Situation(
+            endpoint, self._defaults, observed, refusal, has_keys=self._api_keys.is_made(endpoint, record.status)
+        )
         waiting = [pod for pod in observed.pods if not is_ready(pod) and is_waiting_for_volumes(pod)]
         if waiting:
             situation = replace(situation, events=await self._fetch_events(waiting))
@@ -201,12 +195,12 @@ class Reconciler:
         return events
 
 
-class _EndpointGoneError(Exception):
-    """The endpoint was deleted while the store still had it."""
-
-
-def _refused_reason(error: ClusterError) -> str:
-    return "QuotaExceeded" if error.code == 403 and "exceeded quota" in str(error) else "ChildRefused"
+def _refuse_names(foreign: Sequence[Json], endpoint: Endpoint) -> Refusal | None:
+    strangers = [child for child in foreign if not is_leftover(child, endpoint)]
+    if not strangers:
+        return None
+    taken = ", ".join(f"{child['kind']} {child['metadata']['name']}" for child in strangers)
+    return Refusal("NameConflict", f"{taken} exists and belongs to somebody else; it is left alone")
 
 
 def _event_time(event: Json) -> str:

@@ -54,6 +54,7 @@ class Situation:
     Attributes:
         refusal: set if the endpoint is not served as asked.
         events: Warning Events of pods that wait for volumes, by the pod's uid.
+        has_keys: whether the Secret with the API keys was made.
     """
 
     endpoint: Endpoint
@@ -61,6 +62,7 @@ class Situation:
     observed: Observed
     refusal: Refusal | None = None
     events: Mapping[str, Sequence[Json]] = field(default_factory=dict)
+    has_keys: bool = True
 
 
 def build_status(situation: Situation) -> Json:
@@ -68,7 +70,7 @@ def build_status(situation: Situation) -> Json:
     endpoint, defaults = situation.endpoint, situation.defaults
     workload = _assess_workload(situation)
     url = build_url(situation)
-    secret = select_keys_secret(endpoint)
+    secret = select_keys_secret(endpoint) if situation.has_keys else None
     status: Json = {
         "observedGeneration": endpoint.generation,
         "replicas": workload.num_pods,
