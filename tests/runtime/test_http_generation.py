@@ -11,9 +11,8 @@ import pytest
 
 PROMPT = "Once upon a time there was"
 COMPANY = [
-    {"prompt": f"{number}: " + "a long story about the sea " * number, "temperature": temperature, "seed": number}
-    for number in range(1, 7)
-    for temperature in (0, 1.2)
+    {"prompt": f"{number}: " + "a story about the sea " * number, "temperature": number % 2, "seed": number}
+    for number in range(1, 6)
 ]
 
 
@@ -21,19 +20,18 @@ COMPANY = [
     "sampling",
     [
         {"temperature": 0},
-        {"seed": 7},
         {"random_sed": 7, "temperature": 1.3, "top_p": 0.95, "top_k": 0},
-        {"temperature": 0, "repetition_penalty": 1.3},
+        {"seed": 7, "repetition_penalty": 1.3},
     ],
     ids=str,
 )
 def test_determinism_alone_and_in_company(runtime, sampling):
     """The same request brings the same tokens, whatever else is computed and in whatever order it came."""
-    request = {"max_tokens": 24, **sampling}
+    request = {"max_tokens": 12, **sampling}
     alone = runtime.complete(PROMPT, **request)["choices"][0]
     with ThreadPoolExecutor(len(COMPANY) + 2) as pool:
         before = pool.submit(runtime.complete, PROMPT, **request)
-        company = [pool.submit(runtime.complete, max_tokens=12, **other) for other in COMPANY]
+        company = [pool.submit(runtime.complete, max_tokens=6, **other) for other in COMPANY]
         after = pool.submit(runtime.complete, PROMPT, **request)
         assert before.result()["choices"][0] == alone
         assert after.result()["choices"][0] == alone
@@ -42,26 +40,26 @@ def test_determinism_alone_and_in_company(runtime, sampling):
 
 
 def test_determinism_default_seed_repeats(runtime):
-    first, second = (runtime.complete(PROMPT, max_tokens=16)["choices"][0]["text"] for _ in range(2))
+    first, second = (runtime.complete(PROMPT, max_tokens=8)["choices"][0]["text"] for _ in range(2))
     assert first == second
-    assert first == runtime.complete(PROMPT, max_tokens=16, random_sed=2)["choices"][0]["text"]
+    assert first == runtime.complete(PROMPT, max_tokens=8, random_sed=2)["choices"][0]["text"]
 
 
 def test_determinism_batch_equals_separate_requests(runtime):
     prompts = ["The sun", "A river", "My dog"]
-    batch = runtime.complete(prompts, max_tokens=8, seed=3, n=2)
+    batch = runtime.complete(prompts, max_tokens=4, seed=3, n=2)
     separate = [
-        choice for prompt in prompts for choice in runtime.complete(prompt, max_tokens=8, seed=3, n=2)["choices"]
+        choice for prompt in prompts for choice in runtime.complete(prompt, max_tokens=4, seed=3, n=2)["choices"]
     ]
     assert [choice["text"] for choice in batch["choices"]] == [choice["text"] for choice in separate]
 
 
 def test_stop_is_cut_at_the_same_place_streamed_and_whole(runtime):
-    whole = runtime.complete("The capital of France is", temperature=0, max_tokens=24)["choices"][0]["text"]
+    whole = runtime.complete("The capital of France is", temperature=0, max_tokens=12)["choices"][0]["text"]
     stop = whole[9:13]
     expected = whole[: whole.find(stop)]
-    body = {"model": runtime.model, "prompt": "The capital of France is", "temperature": 0, "max_tokens": 24}
-    stopped = runtime.complete("The capital of France is", temperature=0, max_tokens=24, stop=[stop])["choices"][0]
+    body = {"model": runtime.model, "prompt": "The capital of France is", "temperature": 0, "max_tokens": 12}
+    stopped = runtime.complete("The capital of France is", temperature=0, max_tokens=12, stop=[stop])["choices"][0]
     assert (stopped["text"], stopped["finish_reason"]) == (expected, "stop")
     with runtime.stream("/v1/completions", {**body, "stop": [stop]}) as response:
         chunks = [json.loads(line[6:]) for line in response.iter_lines() if line.startswith("data: {")]
@@ -84,7 +82,8 @@ def test_disconnect_frees_the_sequence_and_its_blocks(runtime):
     idle = runtime.metric("dedicate_kv_cache_blocks")
     body = {"model": runtime.model, "prompt": PROMPT, "max_tokens": 4000, "ignore_eos": True}
     with runtime.stream("/v1/completions", body) as response:
-        next(response.iter_lines())
+        lines = response.iter_lines()  # held: a generator that is dropped closes the response
+        next(lines)
         assert runtime.metric("dedicate_requests_in_progress") == 1
     runtime.wait_until(
         lambda: (

@@ -16,7 +16,7 @@ def client(runtime):
 
 
 def test_chat_whole(client, runtime):
-    answer = client.chat.completions.create(model=runtime.model, messages=QUESTION, temperature=0, max_tokens=16)
+    answer = client.chat.completions.create(model=runtime.model, messages=QUESTION, temperature=0, max_tokens=8)
     assert "Paris" in answer.choices[0].message.content
     assert answer.choices[0].finish_reason in {"stop", "length"}
     assert answer.usage.total_tokens == answer.usage.prompt_tokens + answer.usage.completion_tokens
@@ -24,7 +24,7 @@ def test_chat_whole(client, runtime):
 
 
 def test_chat_streamed_equals_whole(client, runtime):
-    options = {"model": runtime.model, "messages": QUESTION, "seed": 5, "max_tokens": 24}
+    options = {"model": runtime.model, "messages": QUESTION, "seed": 5, "max_tokens": 8}
     whole = client.chat.completions.create(**options)
     chunks = list(client.chat.completions.create(**options, stream=True, stream_options={"include_usage": True}))
     text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
@@ -48,7 +48,7 @@ async def test_async_client_streams_several_at_once(runtime):
 
         async def ask(seed):
             stream = await client.chat.completions.create(
-                model=runtime.model, messages=QUESTION, seed=seed, max_tokens=12, stream=True
+                model=runtime.model, messages=QUESTION, seed=seed, max_tokens=6, stream=True
             )
             return "".join([chunk.choices[0].delta.content or "" async for chunk in stream])
 
@@ -76,7 +76,7 @@ def test_several_choices_repeat_and_differ(client, runtime):
         "prompt": "Once upon a time",
         "temperature": 1.5,
         "top_p": 1,
-        "max_tokens": 12,
+        "max_tokens": 6,
         "extra_body": {"top_k": 0},
     }
     three = client.completions.create(**options, n=3, seed=10)
@@ -120,7 +120,9 @@ def test_errors_are_the_clients_own_types(client, runtime, error, change):
 
 
 def test_wrong_key_is_an_authentication_error(runtime):
-    with openai.OpenAI(base_url=f"{runtime.url}/v1", api_key="sk-wrong") as client:
-        with pytest.raises(openai.AuthenticationError) as raised:
-            client.models.list()
+    with (
+        openai.OpenAI(base_url=f"{runtime.url}/v1", api_key="sk-wrong") as client,
+        pytest.raises(openai.AuthenticationError) as raised,
+    ):
+        client.models.list()
     assert raised.value.code == "invalid_api_key"
