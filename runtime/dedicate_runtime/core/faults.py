@@ -1,0 +1,7 @@
+"""Faults that the worker reports and the engine acts on; no client and no operator ever sees them as such."""
+
+from __future__ import annotations
+
+
+class DeviceLostError(Exception):
+    """The device answers no more: not this step alone but every later one would fail."""

@@ -1,0 +1,74 @@
+"""Puts scheduler and worker together to an engine that has proved itself. No other module of `engine` loads torch."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from transformers.utils import logging as transformers_logging
+
+from dedicate_runtime.core.request import Request, RequestId, SamplingParams
+from dedicate_runtime.engine.engine import Engine
+from dedicate_runtime.errors import ExitCode, StartError
+from dedicate_runtime.scheduler.block_manager import BlockManager
+from dedicate_runtime.scheduler.scheduler import Scheduler, SchedulerLimits
+from dedicate_runtime.worker.build import build_worker
+
+if TYPE_CHECKING:
+    from dedicate_runtime.core.config import EngineConfig
+    from dedicate_runtime.core.request import ModelInfo
+
+_logger = logging.getLogger(__name__)
+
+_CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")
+"""`<quota> <period>` in microseconds, or `max <period>`. Source: the kernel's cgroup-v2 documentation."""
+
+
+def build_engine(config: EngineConfig) -> tuple[Engine, ModelInfo]:
+    """Loads the model and returns once a first token has been computed by the way that every request takes.
+
+    Raises:
+        StartError: with the code and the sentence of what went wrong.
+    """
+    transformers_logging.disable_default_handler()
+    transformers_logging.enable_propagation()
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    torch.set_num_threads(count_usable_cpus())
+    worker = build_worker(config)
+    limits = SchedulerLimits(
+        max_num_seqs=config.max_num_seqs,
+        max_num_batched_tokens=config.max_num_batched_tokens,
+        max_sequences=config.max_sequences,
+        max_model_len=worker.model.max_model_len,
+    )
+    blocks = BlockManager(num_blocks=worker.model.num_kv_blocks, block_size=worker.model.block_size)
+    engine = Engine(Scheduler(limits, blocks), worker.runner, vocab_size=worker.model.vocab_size)
+    _compute_first_token(engine)
+    return engine, worker.model
+
+
+def count_usable_cpus() -> int:
+    """CPUs that this process may use: its affinity, and its container's quota rounded up."""
+    num_cpus = len(os.sched_getaffinity(0))
+    if _CPU_QUOTA.exists():
+        quota, period = _CPU_QUOTA.read_text().split()
+        if quota != "max":
+            num_cpus = min(num_cpus, max(math.ceil(int(quota) / int(period)), 1))
+    return num_cpus
+
+
+def _compute_first_token(engine: Engine) -> None:
+    started = time.monotonic()
+    sampling = SamplingParams(max_tokens=1, end_ids=frozenset())
+    engine.submit([Request(request_id=RequestId("warm-up"), prompt_token_ids=(0,), sampling=sampling)])
+    outputs = []
+    while engine.has_work:
+        outputs += engine.step()
+    if not outputs or outputs[-1].error is not None:
+        raise StartError(ExitCode.INTERNAL_ERROR, "The engine loaded the model but computed no first token.")
+    _logger.info("Computed a first token in %.2f s", time.monotonic() - started)

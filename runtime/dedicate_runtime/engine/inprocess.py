@@ -1,0 +1,28 @@
+"""An engine in a thread of this process, behind the same client and the same frames: for tests."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+from typing import TYPE_CHECKING
+
+from dedicate_runtime.engine.client import EngineClient
+from dedicate_runtime.engine.process import Connection, serve
+
+if TYPE_CHECKING:
+    from dedicate_runtime.core.config import EngineConfig
+    from dedicate_runtime.engine.process import EngineBuilder
+
+
+async def start_engine_in_thread(config: EngineConfig, build: EngineBuilder) -> EngineClient:
+    """Like `client.start_engine`, with the engine that `build` makes; the thread ends when the client is closed."""
+    ours, theirs = socket.socketpair()
+
+    def run() -> None:
+        # Closing the socket is what the end of a process does to it.
+        with theirs, contextlib.suppress(OSError):
+            serve(Connection(theirs), build, on_end=lambda: None)
+
+    threading.Thread(target=run, name="engine", daemon=True).start()
+    return await EngineClient.connect(ours, config)

@@ -1,0 +1,177 @@
+"""From a configuration to a worker that is ready to step: resolve, check, load, size the cache, try it out."""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from dedicate_runtime.core.batch import ScheduledBatch, ScheduledRow
+from dedicate_runtime.core.request import ModelInfo, RequestId, SamplingParams
+from dedicate_runtime.errors import ExitCode, StartError
+from dedicate_runtime.worker.checkpoint import check_folder
+from dedicate_runtime.worker.hub import resolve_model
+from dedicate_runtime.worker.kv_cache import KVCache, LayerShape, count_bytes_per_token
+from dedicate_runtime.worker.loader import LoadedModel, choose_device, find_context_tokens, load_model, read_config
+from dedicate_runtime.worker.memory import count_free_bytes, format_bytes
+from dedicate_runtime.worker.model_check import check_stepwise, inspect_layers
+from dedicate_runtime.worker.model_runner import ModelRunner
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from dedicate_runtime.core.config import EngineConfig
+
+_logger = logging.getLogger(__name__)
+
+_CACHE_SHARE = {"cuda": 0.9, "cpu": 0.5}
+"""Part of the free memory that the KV cache may take. On the CPU others live beside it, the API process among them."""
+
+_SAMPLING_COPIES = 4
+"""Copies of all rows' float32 logits that sampling makes at its peak."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Worker:
+    """A runner that has computed its first token, and what there is to know of its model."""
+
+    runner: ModelRunner
+    model: ModelInfo
+
+
+def build_worker(config: EngineConfig) -> Worker:
+    """Makes everything that touches tensors.
+
+    Raises:
+        StartError: with the code and the sentence of what went wrong.
+    """
+    device = choose_device(config.device)
+    folder = resolve_model(config.model, config.revision, with_code=config.trust_remote_code)
+    checkpoint = check_folder(folder)
+    model_config = read_config(folder, trust_remote_code=config.trust_remote_code)
+    context_tokens = _limit_context(config, find_context_tokens(model_config))
+    loaded = load_model(checkpoint, model_config, config, device)
+    shapes = inspect_layers(loaded.model, device)
+    num_blocks = _count_blocks(config, loaded, shapes, context_tokens)
+    max_model_len = _fit_context(config, context_tokens, num_blocks)
+    cache = _allocate(shapes, num_blocks, config, loaded)
+    runner = ModelRunner(loaded.model, cache, device=device)
+    started = time.monotonic()
+    check_stepwise(loaded.model, runner, block_size=config.block_size, num_blocks=num_blocks)
+    _logger.info("Checked the model step by step in %.1f s", time.monotonic() - started)
+    return Worker(
+        runner=runner,
+        model=ModelInfo(
+            folder=str(folder),
+            vocab_size=loaded.vocab_size,
+            max_model_len=max_model_len,
+            dtype=str(loaded.dtype).removeprefix("torch."),
+            device=str(device) if device.type == "cpu" else f"{device} ({torch.cuda.get_device_name(device)})",
+            attention_backend="torch",
+            num_kv_blocks=num_blocks,
+            block_size=config.block_size,
+        ),
+    )
+
+
+def _limit_context(config: EngineConfig, model_limit: int | None) -> int | None:
+    """The longest sequence that is wanted and possible; None if neither names a limit."""
+    if config.max_model_len is None:
+        return model_limit
+    if model_limit is not None and config.max_model_len > model_limit:
+        raise StartError(
+            ExitCode.CONTEXT_TOO_LONG,
+            f"--max-model-len {config.max_model_len} exceeds the model's context of {model_limit} tokens.",
+        )
+    return config.max_model_len
+
+
+def _count_blocks(
+    config: EngineConfig, loaded: LoadedModel, shapes: Mapping[int, LayerShape], context_tokens: int | None
+) -> int:
+    if config.kv_cache_tokens is not None:
+        return -(-config.kv_cache_tokens // config.block_size)
+    bytes_per_token = count_bytes_per_token(shapes, loaded.dtype)
+    free = count_free_bytes(loaded.device) - _measure_step(config, loaded, shapes, context_tokens)
+    num_blocks = int(free * _CACHE_SHARE[loaded.device.type]) // (bytes_per_token * config.block_size)
+    if num_blocks < 1:
+        raise StartError(
+            ExitCode.OUT_OF_MEMORY,
+            f"No memory is left for the KV cache: one block takes {format_bytes(bytes_per_token * config.block_size)}, "
+            f"{format_bytes(max(free, 0))} is free beside the weights.",
+        )
+    if context_tokens is None:
+        return num_blocks
+    # More than all sequences at full length would never be used.
+    return min(num_blocks, config.max_num_seqs * -(-context_tokens // config.block_size))
+
+
+def _fit_context(config: EngineConfig, context_tokens: int | None, num_blocks: int) -> int:
+    num_tokens = num_blocks * config.block_size
+    if context_tokens is None or context_tokens <= num_tokens:
+        return context_tokens or num_tokens
+    if config.max_model_len is not None:
+        raise StartError(
+            ExitCode.CONTEXT_TOO_LONG,
+            f"--max-model-len {config.max_model_len} does not fit: the KV cache holds {num_tokens} tokens.",
+        )
+    _logger.warning(
+        "The model's context of %d tokens is shortened to the %d that the KV cache holds", context_tokens, num_tokens
+    )
+    return num_tokens
+
+
+def _allocate(shapes: Mapping[int, LayerShape], num_blocks: int, config: EngineConfig, loaded: LoadedModel) -> KVCache:
+    num_tokens = num_blocks * config.block_size
+    size = num_tokens * count_bytes_per_token(shapes, loaded.dtype)
+    try:
+        cache = KVCache(
+            shapes, num_blocks=num_blocks, block_size=config.block_size, dtype=loaded.dtype, device=loaded.device
+        )
+    except RuntimeError as error:  # torch.OutOfMemoryError on CUDA; the CPU's allocator has no type of its own
+        raise StartError(
+            ExitCode.OUT_OF_MEMORY,
+            f"A KV cache of {num_tokens} tokens takes {format_bytes(size)}, which {loaded.device} does not have.",
+        ) from error
+    _logger.info("The KV cache holds %d tokens in %s", num_tokens, format_bytes(size))
+    return cache
+
+
+def _measure_step(
+    config: EngineConfig, loaded: LoadedModel, shapes: Mapping[int, LayerShape], context_tokens: int | None
+) -> int:
+    """Bytes beside weights and cache that the largest step takes at its peak: measured on CUDA, reckoned on the CPU."""
+    sampling = config.max_num_seqs * loaded.vocab_size * 4 * _SAMPLING_COPIES
+    if loaded.device.type != "cuda":
+        return sampling
+    num_tokens = min(config.max_num_batched_tokens, context_tokens or config.max_num_batched_tokens)
+    num_blocks = -(-num_tokens // config.block_size)
+    try:
+        cache = KVCache(
+            shapes, num_blocks=num_blocks, block_size=config.block_size, dtype=loaded.dtype, device=loaded.device
+        )
+        torch.cuda.reset_peak_memory_stats(loaded.device)
+        before = torch.cuda.memory_allocated(loaded.device)
+        ModelRunner(loaded.model, cache, device=loaded.device).execute(_build_profiling_batch(num_tokens, num_blocks))
+        return torch.cuda.max_memory_allocated(loaded.device) - before + sampling
+    except torch.OutOfMemoryError as error:
+        raise StartError(
+            ExitCode.OUT_OF_MEMORY,
+            f"A step of {num_tokens} tokens does not fit beside the weights: lower --max-num-batched-tokens.",
+        ) from error
+
+
+def _build_profiling_batch(num_tokens: int, num_blocks: int) -> ScheduledBatch:
+    row = ScheduledRow(
+        request_id=RequestId("profile"),
+        token_ids=(0,) * num_tokens,
+        start=0,
+        block_table=tuple(range(1, num_blocks + 1)),
+        sampling=SamplingParams(max_tokens=1, end_ids=frozenset()),
+        is_sampled=True,
+        output_position=0,
+    )
+    return ScheduledBatch(rows=(row,), num_decode_rows=0)

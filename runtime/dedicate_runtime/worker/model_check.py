@@ -1,0 +1,152 @@
+"""Whether a loaded model can be served rightly, found out by running it: refusing is better than answering wrongly.
+
+Two questions. Does every layer's attention come through our interface, with meanings that we know (`inspect_layers`)?
+And does the model fed piece by piece say the same as when it reads all at once (`check_stepwise`)? The second finds
+whatever carries state past the attention, looks ahead, or counts positions its own way.
+"""
+
+from __future__ import annotations
+
+import itertools
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from dedicate_runtime.core.batch import ScheduledBatch, ScheduledRow
+from dedicate_runtime.core.request import RequestId, SamplingParams
+from dedicate_runtime.errors import ExitCode, StartError
+from dedicate_runtime.worker.attention import (
+    BACKEND_ARGUMENT,
+    IMPLEMENTATION,
+    AttentionVariant,
+    UnsupportedAttentionError,
+)
+from dedicate_runtime.worker.kv_cache import LayerShape
+
+if TYPE_CHECKING:
+    from dedicate_runtime.worker.model_runner import ModelRunner
+
+_SERVED_LAYER_TYPES = frozenset({"full_attention", "sliding_attention"})
+
+_CHECKED_TOKENS = 12
+"""Length of the text that is read piece by piece; arbitrary."""
+
+_TOLERANCE = {torch.float32: 0.02}
+_LOW_PRECISION_TOLERANCE = 0.2
+"""Relative distance of logits. Equal arithmetic in another order stays far below; a model that reads differently is
+far above. Low precision may flip a router's choice, so the median over positions is compared."""
+
+
+class _LayerInspector:
+    """An attention backend that computes nothing and remembers what it was asked."""
+
+    def __init__(self) -> None:
+        self.shapes: dict[int, LayerShape] = {}
+        self.variants: dict[int, AttentionVariant] = {}
+
+    def attend(
+        self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, variant: AttentionVariant
+    ) -> torch.Tensor:
+        if layer in self.shapes:
+            raise UnsupportedAttentionError(f"layer {layer} attends more than once")
+        self.shapes[layer] = LayerShape(num_kv_heads=key.shape[0], key_dim=key.shape[-1], value_dim=value.shape[-1])
+        self.variants[layer] = variant
+        return torch.zeros((query.shape[1], query.shape[0], value.shape[-1]), dtype=value.dtype, device=value.device)
+
+
+def refuse(model: Any, why: str) -> StartError:
+    """The error for an architecture that cannot be served."""
+    return StartError(ExitCode.UNSUPPORTED_MODEL, f"{type(model).__name__} cannot be served: {why}.")
+
+
+def inspect_layers(model: Any, device: torch.device) -> dict[int, LayerShape]:
+    """What each layer stores for a token, by the layer's index.
+
+    Raises:
+        StartError: UNSUPPORTED_MODEL naming the architecture and what it asks for.
+    """
+    if not type(model)._supports_attention_backend:  # noqa: SLF001 - transformers' only sign of the contract
+        raise refuse(model, "its attention cannot be replaced")
+    if type(model)._is_stateful:  # noqa: SLF001 - likewise
+        raise refuse(model, "it keeps a state beside the attention cache")
+    inspector = _LayerInspector()
+    tokens = torch.tensor([[0, 0]], device=device)
+    try:
+        with torch.inference_mode():
+            model(
+                input_ids=tokens,
+                position_ids=torch.tensor([[0, 1]], device=device),
+                use_cache=False,
+                logits_to_keep=torch.tensor([1], device=device),
+                **{BACKEND_ARGUMENT: inspector},
+            )
+    except UnsupportedAttentionError as error:
+        raise refuse(model, str(error)) from error
+    except Exception as error:  # the edge: modelling code of any architecture
+        raise refuse(model, f"its forward does not take what the engine gives it ({error})") from error
+    config = model.config.get_text_config()
+    _check_layers(model, config, inspector)
+    return inspector.shapes
+
+
+def _check_layers(model: Any, config: Any, inspector: _LayerInspector) -> None:
+    num_layers = config.num_hidden_layers
+    if sorted(inspector.shapes) != list(range(num_layers)):
+        raise refuse(model, f"{len(inspector.shapes)} of its {num_layers} layers have an attention that can be paged")
+    layer_types = getattr(config, "layer_types", None) or []
+    for layer, layer_type in enumerate(layer_types[:num_layers]):
+        if layer_type not in _SERVED_LAYER_TYPES:
+            raise refuse(model, f"layer {layer} is of type {layer_type}")
+        has_window = inspector.variants[layer].sliding_window is not None
+        if layer_type == "sliding_attention" and not has_window:
+            raise refuse(model, f"layer {layer} has a sliding window and does not say which")
+
+
+def check_stepwise(model: Any, runner: ModelRunner, *, block_size: int, num_blocks: int) -> None:
+    """Compares logits of chunks and single tokens through the engine's path with those of the model's own.
+
+    Uses blocks from 1 on, whose content is meaningless afterwards.
+
+    Raises:
+        StartError: UNSUPPORTED_MODEL.
+    """
+    num_tokens = min(_CHECKED_TOKENS, block_size * num_blocks)
+    vocab_size = model.get_input_embeddings().num_embeddings
+    token_ids = tuple((7919 * position + 13) % vocab_size for position in range(num_tokens))
+    bounds = [0, num_tokens // 2, num_tokens - 2, num_tokens - 1, num_tokens]
+    with torch.inference_mode():
+        expected = _compute_at_once(model, token_ids)
+        distances = []
+        for start, end in itertools.pairwise(bounds):
+            if end > start:
+                batch = _build_chunk(token_ids, start, end, block_size=block_size)
+                logits = runner.compute_logits(batch, [end - start - 1])[0]
+                reference = expected[end - 1]
+                distances.append(torch.dist(logits, reference) / reference.norm().clamp_min(1e-6))
+    distance = float(torch.stack(distances).median())
+    if not distance < _TOLERANCE.get(model.dtype, _LOW_PRECISION_TOLERANCE):
+        raise refuse(model, f"fed step by step it does not answer as it does at once (logits differ by {distance:.0%})")
+
+
+def _compute_at_once(model: Any, token_ids: tuple[int, ...]) -> torch.Tensor:
+    """Logits of all positions by transformers' own eager attention: (num_tokens, vocab_size) float32."""
+    model.set_attn_implementation("eager")
+    try:
+        output = model(input_ids=torch.tensor([token_ids], device=model.device), use_cache=False)
+        logits: torch.Tensor = output.logits[0].float()
+        return logits
+    finally:
+        model.set_attn_implementation(IMPLEMENTATION)
+
+
+def _build_chunk(token_ids: tuple[int, ...], start: int, end: int, *, block_size: int) -> ScheduledBatch:
+    row = ScheduledRow(
+        request_id=RequestId("check"),
+        token_ids=token_ids[start:end],
+        start=start,
+        block_table=tuple(range(1, -(-len(token_ids) // block_size) + 1)),
+        sampling=SamplingParams(max_tokens=1, end_ids=frozenset()),
+        is_sampled=True,
+        output_position=0,
+    )
+    return ScheduledBatch(rows=(row,), num_decode_rows=int(end - start == 1))
