@@ -18,7 +18,7 @@ Manifest = dict[str, Any]
 T = TypeVar("T")
 
 _POLL_S = 0.5
-_HELM_WAIT_S = 300  # the first pull of the operator's image, over a slow line
+_ROLLOUT_DEADLINE_S = 300  # the first pull of the operator's image, over a slow line
 
 
 @dataclass(frozen=True)
@@ -65,19 +65,66 @@ class Kube:
         return list(json.loads(text)["items"])
 
     def install_chart(
-        self, release: str, namespace: str, values: Mapping[str, Any], value_files: Iterable[Path] = ()
+        self,
+        release: str,
+        namespace: str,
+        values: Mapping[str, Any],
+        value_files: Iterable[Path] = (),
+        say: Callable[[str], None] = lambda _line: None,
     ) -> None:
-        """Install the chart, or upgrade to it, and return once the operator runs.
+        """Install the chart, or upgrade to it, and return once the operator runs in the new form.
+
+        Helm's own `--wait` would end with "context deadline exceeded" and nothing about the pod.
 
         Raises:
-            DemoError: Helm failed, or the operator does not become ready.
+            DemoError: Helm failed, or the operator does not become ready; the message says what its pod lacks.
         """
         files = [f"--values={file}" for file in value_files]
-        self.helm(
-            "upgrade", "--install", release, str(CHART), f"--namespace={namespace}", *files, "--values=-",
-            "--wait", f"--timeout={_HELM_WAIT_S}s", "--history-max=3",
-            stdin=json.dumps(values), timeout_s=_HELM_WAIT_S + 30,
-        )  # fmt: skip
+        options = [f"--namespace={namespace}", *files, "--values=-", "--history-max=3"]
+        self.helm("upgrade", "--install", release, str(CHART), *options, stdin=json.dumps(values))
+        selector = f"app.kubernetes.io/instance={release},app.kubernetes.io/component=operator"
+        obstacle = ["its Deployment is not there"]
+
+        def ask() -> bool | None:
+            for deployment in self.items("deployments", namespace, selector):
+                if is_rolled_out(deployment):
+                    return True
+                pods = self.items("pods", namespace, selector)
+                found = next((text for pod in pods if (text := find_obstacle(pod))), "its pod is starting")
+                if found != obstacle[0]:
+                    obstacle[0] = found
+                    say(found)
+            return None
+
+        try:
+            await_value("the operator runs", ask, deadline_s=_ROLLOUT_DEADLINE_S)
+        except DemoError as error:
+            log = self.kubectl("logs", f"--namespace={namespace}", f"--selector={selector}", "--tail=5")
+            raise DemoError(f"The operator does not run: {obstacle[0]}\n{log}") from error
+
+
+def is_rolled_out(deployment: Manifest) -> bool:
+    """Tell whether every pod of a Deployment is of its present form and available."""
+    wanted, status = deployment["spec"]["replicas"], deployment.get("status", {})
+    return bool(
+        status.get("observedGeneration") == deployment["metadata"]["generation"]
+        and status.get("replicas", 0) == wanted
+        and status.get("updatedReplicas", 0) == wanted
+        and status.get("availableReplicas", 0) == wanted
+    )
+
+
+def find_obstacle(pod: Manifest) -> str | None:
+    """Return what keeps a pod from running, in the kubelet's or the scheduler's words."""
+    status = pod.get("status", {})
+    for container in status.get("containerStatuses", []):
+        waiting = container["state"].get("waiting")
+        if waiting:
+            return f"{waiting.get('reason')} {waiting.get('message', '')}".strip()
+    for condition in status.get("conditions", []):
+        if condition["type"] == "PodScheduled" and condition["status"] != "True":
+            return f"{condition.get('reason')} {condition.get('message', '')}".strip()
+    return None
 
 
 def await_value(what: str, ask: Callable[[], T | None], *, deadline_s: float) -> T:
