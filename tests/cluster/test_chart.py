@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from dev.chart import CHART, iterate_values, render
+from dev.chart import CHART, render
 from dev.cluster.errors import ClusterError
+from dev.derived import iterate_values
 from tests.cluster.harness import REPOSITORY
 
 _NAMESPACE = "dedicate-system"

@@ -10,7 +10,7 @@ import yaml
 
 from dedicate_operator.settings import EndpointDefaults
 from dedicate_operator.spec import parse_endpoint
-from dev.chart import CRD
+from dev.derived import CRD
 from dev.paths import REPOSITORY
 
 EXAMPLES = sorted((REPOSITORY / "examples").glob("*.yaml"))

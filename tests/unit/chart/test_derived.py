@@ -3,13 +3,14 @@
 import pytest
 import yaml
 
-from dev.chart import CHART, CRD, CRD_COPY, build_values_table, derived_files, render
+from dev.chart import CHART, render
+from dev.derived import CRD, CRD_COPY, build_derived, build_values_table
 from dev.paths import REPOSITORY
 
 
-@pytest.mark.parametrize("path", list(derived_files()), ids=lambda path: path.name)
+@pytest.mark.parametrize("path", list(build_derived()), ids=lambda path: path.name)
 def test_derived_files_are_fresh(path):
-    assert path.read_text() == derived_files()[path], "stale; run `python -m dev.chart sync`"
+    assert path.read_text() == build_derived()[path], "stale; run `python -m dev.derived sync`"
 
 
 def test_the_definition_is_copied_byte_for_byte():

@@ -6,7 +6,8 @@ import itertools
 import pytest
 import yaml
 
-from dev.chart import CHART, ChartError, iterate_values, render, render_text, run_helm
+from dev.chart import CHART, ChartError, render, render_text, run_helm
+from dev.derived import iterate_values
 
 DEFAULTS = {path: default for path, default, _ in iterate_values((CHART / "values.yaml").read_text())}
 SWITCHES = [path for path, default in DEFAULTS.items() if isinstance(default, bool)]

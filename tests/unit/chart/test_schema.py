@@ -5,7 +5,8 @@ import json
 import pytest
 import yaml
 
-from dev.chart import CHART, ChartError, iterate_values, render
+from dev.chart import CHART, ChartError, render
+from dev.derived import iterate_values
 
 SCHEMA = json.loads((CHART / "values.schema.json").read_text())
 VALUES = (CHART / "values.yaml").read_text()
