@@ -1,0 +1,162 @@
+"""What the chart renders by default: hardened, labelled, least rights."""
+
+import tarfile
+
+import pytest
+import yaml
+
+from dev.chart import CHART, render, render_text, run_helm
+from tests.unit.chart.rendered import container, deployment, iterate_pods, of_kind, pod_spec
+
+
+@pytest.fixture(scope="module")
+def objects():
+    return render()
+
+
+def test_kinds(objects):
+    assert sorted(item["kind"] for item in objects) == [
+        "ClusterRole",
+        "ClusterRoleBinding",
+        "CustomResourceDefinition",
+        "Deployment",
+        "NetworkPolicy",
+        "NetworkPolicy",
+        "Pod",
+        "PodDisruptionBudget",
+        "Role",
+        "RoleBinding",
+        "ServiceAccount",
+        "ServiceAccount",
+    ]
+
+
+def test_two_renders_are_equal():
+    assert render_text() == render_text()
+
+
+def test_lint_is_silent():
+    assert "[WARNING]" not in run_helm(["lint", "--strict", str(CHART)])
+
+
+def test_every_object_has_labels_and_a_namespace(objects):
+    for item in objects:
+        labels = item["metadata"]["labels"]
+        for name in ("name", "instance", "version", "managed-by", "component", "part-of"):
+            assert labels[f"app.kubernetes.io/{name}"], item["metadata"]["name"]
+        assert labels["helm.sh/chart"].startswith("dedicate-")
+        is_cluster_wide = item["kind"].startswith(("Cluster", "CustomResource"))
+        assert item["metadata"].get("namespace") == (None if is_cluster_wide else "dedicate-system")
+
+
+def test_every_pod_is_restricted(objects):
+    pods = list(iterate_pods(objects))
+    assert len(pods) == 2
+    for pod in pods:
+        assert pod["automountServiceAccountToken"] is False
+        assert pod["enableServiceLinks"] is False
+        assert pod["terminationGracePeriodSeconds"] > 0
+        context = pod["securityContext"]
+        assert context["runAsNonRoot"] is True
+        assert min(context["runAsUser"], context["runAsGroup"]) >= 10000
+        assert context["seccompProfile"] == {"type": "RuntimeDefault"}
+        for part in pod["containers"]:
+            assert part["securityContext"] == {
+                "runAsNonRoot": True,
+                "allowPrivilegeEscalation": False,
+                "privileged": False,
+                "readOnlyRootFilesystem": True,
+                "capabilities": {"drop": ["ALL"]},
+                "seccompProfile": {"type": "RuntimeDefault"},
+            }
+            for bound in ("requests", "limits"):
+                assert part["resources"][bound].keys() == {"cpu", "memory", "ephemeral-storage"}
+
+
+def test_the_token_is_projected_and_short_lived(objects):
+    for pod in iterate_pods(objects):
+        (token,) = (volume for volume in pod["volumes"] if volume["name"] == "token")
+        source = token["projected"]["sources"][0]["serviceAccountToken"]
+        assert source["expirationSeconds"] == 3600
+        mount = {"name": "token", "mountPath": "/var/run/secrets/kubernetes.io/serviceaccount", "readOnly": True}
+        assert mount in pod["containers"][0]["volumeMounts"]
+
+
+def test_probes_use_the_named_port_and_differ():
+    operator = container()
+    assert operator["ports"] == [{"name": "liveness", "containerPort": 8080, "protocol": "TCP"}]
+    assert operator["livenessProbe"]["httpGet"] == {"path": "/healthz", "port": "liveness"}
+    assert operator["startupProbe"]["httpGet"] == {"path": "/healthz", "port": "liveness"}
+    assert operator["readinessProbe"]["httpGet"] == {"path": "/readyz", "port": "liveness"}
+
+
+def test_one_operator_at_a_time():
+    spec = deployment()["spec"]
+    assert spec["replicas"] == 1
+    assert spec["strategy"] == {"type": "Recreate"}
+    assert spec["revisionHistoryLimit"] == 5
+    assert deployment({"replicas": 0})["spec"]["replicas"] == 0
+
+
+def test_the_definition_is_kept_on_uninstall(objects):
+    crd = of_kind(objects, "CustomResourceDefinition")
+    assert crd["metadata"]["annotations"] == {"helm.sh/resource-policy": "keep"}
+
+
+def test_a_drain_is_never_blocked(objects):
+    budget = of_kind(objects, "PodDisruptionBudget")
+    assert budget["spec"]["maxUnavailable"] == 1
+    assert "minAvailable" not in budget["spec"]
+
+
+def test_selectors_meet_the_pod(objects):
+    labels = of_kind(objects, "Deployment")["spec"]["template"]["metadata"]["labels"].items()
+    selectors = [
+        of_kind(objects, "Deployment")["spec"]["selector"]["matchLabels"],
+        of_kind(objects, "PodDisruptionBudget")["spec"]["selector"]["matchLabels"],
+        of_kind(objects, "NetworkPolicy")["spec"]["podSelector"]["matchLabels"],
+    ]
+    for selector in selectors:
+        assert selector.items() <= labels
+        assert selector["app.kubernetes.io/component"] == "operator"
+
+
+def test_network_policy_opens_what_is_in_use(objects):
+    spec = of_kind(objects, "NetworkPolicy")["spec"]
+    assert spec["policyTypes"] == ["Ingress", "Egress"]
+    assert spec["ingress"] == [{"ports": [{"protocol": "TCP", "port": "liveness"}]}]
+    api_server, dns = spec["egress"]
+    assert [port["port"] for port in api_server["ports"]] == [443, 6443]
+    assert {port["port"] for port in dns["ports"]} == {53}
+
+
+def test_no_rule_is_a_wildcard_or_reads_secrets(objects):
+    for item in objects:
+        for rule in item.get("rules", []):
+            flat = rule["apiGroups"] + rule["resources"] + rule["verbs"]
+            assert "*" not in flat
+            if "secrets" in rule["resources"]:
+                assert rule["verbs"] == ["create"]
+                assert rule["resources"] == ["secrets"]
+
+
+def test_defaults_spread_over_nodes_and_zones():
+    pod = pod_spec()
+    (preferred,) = pod["affinity"]["podAntiAffinity"]["preferredDuringSchedulingIgnoredDuringExecution"]
+    assert preferred["podAffinityTerm"]["topologyKey"] == "kubernetes.io/hostname"
+    assert pod["topologySpreadConstraints"][0]["topologyKey"] == "topology.kubernetes.io/zone"
+
+
+def test_metadata_is_full():
+    chart = yaml.safe_load((CHART / "Chart.yaml").read_text())
+    for name in ("description", "appVersion", "kubeVersion", "home", "sources", "maintainers", "icon", "keywords"):
+        assert chart[name]
+
+
+def test_the_package_holds_the_schema_and_the_files(tmp_path):
+    run_helm(["package", str(CHART), "--destination", str(tmp_path)])
+    (package,) = tmp_path.iterdir()
+    with tarfile.open(package) as archive:
+        names = set(archive.getnames())
+    for name in ("values.schema.json", "README.md", "files/dedicatedendpoints.yaml", "files/helm_test.py"):
+        assert f"dedicate/{name}" in names
