@@ -1,0 +1,39 @@
+"""Each file below examples/ is applied as it stands, and what is true of it here stands on it.
+
+No hub is reachable and the GPUs are numbers in the node's status, so most of them cannot serve; the reason must say so.
+"""
+
+from __future__ import annotations
+
+import pytest
+import yaml
+
+from dev.paths import REPOSITORY
+
+EXAMPLES = sorted((REPOSITORY / "examples").glob("*.yaml"))
+# What may truthfully be said where there is neither hub nor device nor network storage. The defaults reserve 4 GiB and
+# a whole CPU, which a small machine may not have left beside the other tests' pods.
+NO_HUB = {"HubUnreachable", "DeviceUnavailable", "Unschedulable"}
+EXPECTED = {
+    "smallest.yaml": NO_HUB,
+    "cpu-only.yaml": {"HubUnreachable", "Unschedulable"},
+    "pvc-model.yaml": {"DeviceUnavailable", "Unschedulable"},
+    "private-hub-model.yaml": {"SecretNotFound"},
+    "two-replicas.yaml": {"Unschedulable", "ClaimNotFound"},
+}
+
+
+def test_every_example_has_an_expectation():
+    assert {path.name for path in EXAMPLES} == set(EXPECTED)
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+def test_an_example_is_taken_and_says_what_holds_it_back(examples, path):
+    name = yaml.safe_load(path.read_text())["metadata"]["name"]
+    examples.kube.kubectl("apply", f"--namespace={examples.namespace}", f"--filename={path}")
+    try:
+        condition = examples.await_condition(name, "Ready", EXPECTED[path.name], deadline_s=240)
+        assert condition["status"] == "False"
+        assert condition["message"]
+    finally:
+        examples.delete(name)
