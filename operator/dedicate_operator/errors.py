@@ -35,10 +35,18 @@ class ClusterError(OperatorError):
 
     @property
     def is_retryable(self) -> bool:
-        """Whether the same request can succeed later: no answer, a conflict, too many requests, a server's fault."""
-        if self.reason == "NamespaceTerminating":
+        """Whether the same request can succeed later, without a change of what is asked."""
+        if self.reason == "NamespaceTerminating" or self.is_right_missing:
             return True
         return self.code is None or self.code in {401, 409, 410, 429} or self.code >= 500
+
+    @property
+    def is_right_missing(self) -> bool:
+        """Whether the operator may not do it, now: an API server that just started knows no roles yet.
+
+        An admission policy or a quota answers 403 as well, but about the object and not about the user.
+        """
+        return self.code == 403 and 'is forbidden: User "' in str(self)
 
     @property
     def is_not_found(self) -> bool:

@@ -25,6 +25,8 @@ DEPLOYMENTS = "/apis/apps/v1"
 INGRESSES = "/apis/networking.k8s.io/v1"
 CORE = "/api/v1"
 RUNTIME_IMAGE = "registry.example/dedicate-runtime:test"
+# The garbage collector looks for new kinds, such as ours, every 30 s only.
+COLLECTION_S = 60.0
 SMALLEST = {"model": {"uri": "hf://SeaLLMs/SeaLLMs-v3-1.5B-Chat"}}
 
 Json = dict[str, Any]

@@ -6,7 +6,7 @@ import base64
 
 import pytest
 
-from tests.cluster.harness import CORE, ENDPOINTS, RUNTIME_IMAGE, SMALLEST, eventually
+from tests.cluster.harness import COLLECTION_S, CORE, ENDPOINTS, RUNTIME_IMAGE, SMALLEST, eventually
 
 CLAIM_CACHE = {"persistentVolumeClaim": {"size": "1024Mi"}}
 
@@ -148,7 +148,7 @@ def test_deletion_leaves_nothing(namespace):
         # The claim's own protection ends with the pods, which need a kubelet to end.
         return not any(left) and (claim is None or "deletionTimestamp" in claim["metadata"])
 
-    eventually(is_empty, timeout_s=20)
+    eventually(is_empty, COLLECTION_S)
 
 
 def test_retained_cache_is_taken_up_again(namespace):
@@ -156,7 +156,7 @@ def test_retained_cache_is_taken_up_again(namespace):
     namespace.await_children("seallm")
     uid = namespace.claim("seallm-cache")["metadata"]["uid"]
     namespace.delete("seallm")
-    eventually(lambda: namespace.deployment("seallm") is None and namespace.secret("seallm-api-keys") is None)
+    eventually(lambda: not namespace.deployment("seallm") and not namespace.secret("seallm-api-keys"), COLLECTION_S)
     assert namespace.claim("seallm-cache")["metadata"]["uid"] == uid
     namespace.apply("seallm", {**SMALLEST, "cache": CLAIM_CACHE})
     namespace.await_condition("seallm", "Accepted", "True", "Valid")
@@ -173,11 +173,11 @@ def test_endpoint_made_anew_gets_children_of_its_own(namespace):
         children = [namespace.deployment("seallm"), namespace.service("seallm"), namespace.ingress("seallm")]
         return all(child and child["metadata"]["ownerReferences"][0]["uid"] == uid for child in children)
 
-    eventually(is_renewed, timeout_s=30)
+    eventually(is_renewed, COLLECTION_S)
 
     def has_own_secret():
         secret = namespace.secret("seallm-api-keys")
         return secret and secret["metadata"]["ownerReferences"][0]["uid"] == uid
 
-    eventually(has_own_secret, timeout_s=40)
+    eventually(has_own_secret, COLLECTION_S)
     namespace.await_condition("seallm", "Accepted", "True", "Valid")

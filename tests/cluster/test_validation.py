@@ -1,0 +1,161 @@
+"""What the CRD itself refuses, and what kubectl says of it."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.cluster.harness import ENDPOINTS, SMALLEST, Api
+
+HUB = {"model": {"uri": "hf://a/b"}}
+CLAIM = {"model": {"uri": "pvc://models/a"}}
+
+
+def create(api: Api, spec, name="bad"):
+    body = {
+        "apiVersion": "dedicate.dev/v1alpha1",
+        "kind": "DedicatedEndpoint",
+        "metadata": {"name": name},
+        "spec": spec,
+    }
+    path = f"{ENDPOINTS}/namespaces/default/dedicatedendpoints"
+    return api.request("POST", path, body, dryRun="All", fieldValidation="Strict")
+
+
+@pytest.mark.parametrize(
+    ("spec", "field", "sentence"),
+    [
+        ({"replicas": 1}, "spec.model", "Required value"),
+        ({"model": {}}, "spec.model.uri", "Required value"),
+        ({"model": {"uri": "s3://bucket/model"}}, "spec.model.uri", "must be hf://organisation/name"),
+        ({"model": {"uri": "hf://only-a-name"}}, "spec.model.uri", "must be hf://organisation/name"),
+        ({"model": {"uri": "pvc://claim/../secret"}}, "spec.model.uri", "must be hf://organisation/name"),
+        ({"model": {"uri": "pvc://Claim/x"}}, "spec.model.uri", "must be hf://organisation/name"),
+        ({"model": {"uri": "pvc://c/x", "revision": "main"}}, "spec.model.revision", "hf:// model only"),
+        ({"model": {"uri": "pvc://c/x", "tokenSecretRef": {"name": "t"}}}, "spec.model.tokenSecretRef", "hf://"),
+        ({"model": {"uri": "hf://a/b", "dtype": "Int4"}}, "spec.model.dtype", "Unsupported value"),
+        ({"model": {"uri": "hf://a/b", "maxModelLength": 0}}, "spec.model.maxModelLength", "greater than or equal"),
+        (HUB | {"dedicate": "v1"}, "spec.dedicate", "must not be one of v1, docs, healthz, readyz, metrics"),
+        (HUB | {"dedicate": "Chat"}, "spec.dedicate", "must be a DNS label"),
+        (HUB | {"dedicate": "a" * 41}, "spec.dedicate", "may not be more than 40"),
+        (HUB | {"replicas": -1}, "spec.replicas", "greater than or equal to 0"),
+        (HUB | {"cache": {}}, "spec.cache", "exactly one of emptyDir, persistentVolumeClaim, existingClaim"),
+        (HUB | {"cache": {"emptyDir": {}, "existingClaim": {"name": "x"}}}, "spec.cache", "exactly one of"),
+        (CLAIM | {"cache": {"emptyDir": {}}}, "spec.cache", "hf:// model only"),
+        (HUB | {"replicas": 2, "cache": {"persistentVolumeClaim": {"size": "1Gi"}}}, "spec.replicas", "ReadWriteMany"),
+        (
+            HUB | {"cache": {"persistentVolumeClaim": {"size": "lots"}}},
+            "spec.cache.persistentVolumeClaim.size",
+            "match",
+        ),
+        (HUB | {"runtime": {"image": "no spaces"}}, "spec.runtime.image", "should match"),
+        (HUB | {"runtime": {"env": [{"name": "1X"}]}}, "spec.runtime.env[0].name", "should match"),
+        (
+            HUB | {"runtime": {"env": [{"name": "X", "valueFrom": {}}]}},
+            "spec.runtime.env[0].valueFrom",
+            "exactly one of",
+        ),
+        (HUB | {"accelerator": {"count": 2}}, "spec.accelerator.count", "less than or equal to 1"),
+        (HUB | {"accelerator": {"resourceName": "gpu"}}, "spec.accelerator.resourceName", "should match"),
+        (HUB | {"resources": {"limits": {"memory": "a lot"}}}, "spec.resources.limits.memory", "should match"),
+        (HUB | {"startup": {"timeoutSeconds": 1}}, "spec.startup.timeoutSeconds", "greater than or equal to 10"),
+        (HUB | {"termination": {"drainSeconds": 3600}}, "spec.termination.drainSeconds", "must not exceed 3600"),
+        (HUB | {"rollout": {"strategy": "BlueGreen"}}, "spec.rollout.strategy", "Unsupported value"),
+        (
+            HUB | {"auth": {"mode": "None", "apiKeysSecretRef": {"name": "k"}}},
+            "spec.auth.apiKeysSecretRef",
+            "APIKey only",
+        ),
+        (HUB | {"route": {"type": "None", "host": "a.example"}}, "spec.route.type", "Ingress only"),
+        (HUB | {"route": {"type": "HTTPRoute"}}, "spec.route.type", "Unsupported value"),
+        (HUB | {"route": {"maxBodySize": "1Mi"}}, "spec.route.maxBodySize", "IngressNGINX only"),
+        (HUB | {"route": {"requestTimeoutSeconds": 60}}, "spec.route.requestTimeoutSeconds", "IngressNGINX only"),
+        (HUB | {"autoscaling": {"minReplicas": 0}}, "spec.autoscaling", "unknown field"),
+    ],
+)
+def test_bad_specification_is_refused_by_name(admin, spec, field, sentence):
+    response = create(admin, spec)
+    assert response.status_code in {400, 422}
+    message = response.json()["message"]
+    assert field in message
+    assert sentence in message
+
+
+@pytest.mark.parametrize("name", ["v1", "metrics", "1st", "a" * 41])
+def test_bad_name_is_refused(admin, name):
+    message = create(admin, SMALLEST, name).json()["message"]
+    assert "metadata.name" in message
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        SMALLEST,
+        HUB | {"dedicate": "metrics-chat"},
+        CLAIM | {"accelerator": {"count": 0}},
+        {"model": {"uri": "pvc://models"}},
+        HUB | {"cache": {"persistentVolumeClaim": {"size": "1Gi", "accessMode": "ReadWriteMany"}}, "replicas": 2},
+        HUB | {"route": {"controllerProfile": "IngressNGINX", "maxBodySize": "1Mi", "tls": {}}},
+        HUB | {"resources": {"requests": {"cpu": 2, "memory": "1Gi"}}},
+        HUB | {"auth": {"mode": "None"}, "route": {"type": "None"}},
+    ],
+)
+def test_good_specification_is_taken(admin, spec):
+    response = create(admin, spec, "good")
+    assert response.status_code == 201, response.text
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "field"),
+    [
+        (HUB, HUB | {"dedicate": "other"}, "spec.dedicate"),
+        (HUB | {"dedicate": "one"}, HUB | {"dedicate": "two"}, "spec.dedicate"),
+        (
+            HUB | {"cache": {"persistentVolumeClaim": {"size": "2Gi"}}},
+            HUB | {"cache": {"persistentVolumeClaim": {"size": "1Gi"}}},
+            "spec.cache.persistentVolumeClaim.size",
+        ),
+        (
+            HUB | {"cache": {"persistentVolumeClaim": {"size": "2Gi"}}},
+            HUB | {"cache": {"persistentVolumeClaim": {"size": "2Gi", "storageClassName": "nfs"}}},
+            "spec.cache.persistentVolumeClaim.storageClassName",
+        ),
+    ],
+)
+def test_what_is_fixed_stays(namespace, before, after, field):
+    namespace.apply("fixed", before)
+    body = {
+        "apiVersion": "dedicate.dev/v1alpha1",
+        "kind": "DedicatedEndpoint",
+        "metadata": {"name": "fixed"},
+        "spec": after,
+    }
+    path = namespace.path(ENDPOINTS, "dedicatedendpoints", "fixed")
+    response = namespace.api.request(
+        "PATCH", path, body, "application/apply-patch+yaml", fieldManager="test", force="true"
+    )
+    assert response.status_code == 422
+    assert field in response.json()["message"]
+
+
+def test_dedicate_may_be_spelled_out_later(namespace):
+    namespace.apply("chat", HUB)
+    namespace.apply("chat", HUB | {"dedicate": "chat"})
+    assert namespace.endpoint("chat")["spec"]["dedicate"] == "chat"
+
+
+def test_explain_describes_every_field(api_cluster, admin):
+    text = api_cluster.kubectl("explain", "dedicatedendpoint.spec", "--recursive")
+    for field in ("dedicate", "samplingDefaults", "persistentVolumeClaim", "drainSeconds", "controllerProfile"):
+        assert field in text
+    assert "<no description>" not in api_cluster.kubectl("explain", "de.spec.route.host")
+    assert "any host, if left out" in api_cluster.kubectl("explain", "de.spec.route.host")
+
+
+def test_kubectl_get_shows_the_columns(api_cluster, namespace):
+    namespace.apply("chat", HUB)
+    header, row = api_cluster.kubectl("get", "de", f"--namespace={namespace.name}").splitlines()
+    assert header.split() == ["NAME", "READY", "REASON", "URL", "REPLICAS", "MODEL", "AGE"]
+    assert "hf://a/b" in row
+    wide = api_cluster.kubectl("get", "dedicated", f"--namespace={namespace.name}", "--output=wide").splitlines()[0]
+    assert wide.split()[-4:] == ["REVISION", "IMAGE", "GPUS", "MESSAGE"]
+    assert "chat" in api_cluster.kubectl("get", "serving", f"--namespace={namespace.name}")
