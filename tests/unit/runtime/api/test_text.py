@@ -322,7 +322,7 @@ def test_tokenizer_is_loaded_without_torch(model_folder):
 
     code = (
         "import sys; from pathlib import Path;"
-        "import dedicate_runtime.api.app, dedicate_runtime.__main__;"
+        "import dedicate_runtime.__main__, dedicate_runtime.serving;"
         "from dedicate_runtime.api.model_tokenizer import load_tokenizer;"
         f"load_tokenizer(Path({str(model_folder)!r}));"
         "sys.exit(sorted({'torch', 'transformers'} & set(sys.modules)) or 0)"
