@@ -58,6 +58,7 @@ lint: venv ## ruff, mypy, import contracts, layout
 	@$(VENV)/bin/ruff check --quiet .
 	@$(VENV)/bin/ruff format --quiet --check .
 	@$(VENV)/bin/mypy operator/dedicate_operator runtime/dedicate_runtime dev
+	@$(RUN) -m dev.derived check
 	@$(VENV)/bin/lint-imports --no-logo | tail -n 3
 	@! git ls-files | grep -E '(^|/)operator(/__init__)?\.py$$|^tests/(.*/)?__init__\.py$$' || \
 	  { echo "these files shadow a standard-library module or break test imports"; exit 1; }
