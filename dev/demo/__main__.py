@@ -18,7 +18,11 @@ from dev.images.errors import ImageError
 def main() -> int:
     """Carry out one command; a failure is one message with the log's path, and status 1."""
     arguments = _parse()
-    progress = Progress(run.demo_log())
+    with Progress(run.demo_log()) as progress:
+        return _carry_out(arguments, progress)
+
+
+def _carry_out(arguments: argparse.Namespace, progress: Progress) -> int:
     try:
         if arguments.command == "clean":
             run.remove_caches(progress)

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TextIO
+from typing import Self, TextIO
 
 Say = Callable[[str], None]
 
@@ -28,6 +28,12 @@ class Progress:
         self._in_place = stream.isatty()
         self._lock = threading.Lock()
         self._started = time.monotonic()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_exception: object) -> None:
+        self._sink.close()
 
     @property
     def elapsed_s(self) -> float:

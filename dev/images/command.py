@@ -44,8 +44,8 @@ def run_logged(
         timer = threading.Timer(timeout_s, _end_group, [process.pid])
         timer.start()
         tail: list[str] = []
+        assert process.stdout is not None  # asked for above
         try:
-            assert process.stdout is not None  # noqa: S101 - asked for above
             for line in process.stdout:
                 sink.write(line)
                 sink.flush()
@@ -58,6 +58,7 @@ def run_logged(
             if process.poll() is None:
                 _end_group(process.pid)
                 process.wait()
+            process.stdout.close()
     if timed_out:
         raise ImageError(f"{name} had not ended after {timeout_s:.0f} s; see {log}.")
     if status != 0:
