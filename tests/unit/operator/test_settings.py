@@ -1,0 +1,61 @@
+from __future__ import annotations
+
+import pytest
+from dedicate_operator.errors import SettingsError
+from dedicate_operator.settings import EndpointDefaults, Settings
+
+SMALLEST = {"DEDICATE_RUNTIME_IMAGE": "registry/runtime:1"}
+
+
+def test_defaults():
+    assert Settings.from_environment(SMALLEST) == Settings(EndpointDefaults(image="registry/runtime:1"))
+
+
+def test_every_variable():
+    settings = Settings.from_environment(
+        {
+            "DEDICATE_RUNTIME_IMAGE": "registry:5000/runtime@sha256:abc",
+            "DEDICATE_RUNTIME_IMAGE_PULL_SECRETS": "b, a,,a",
+            "DEDICATE_WATCH_NAMESPACES": "team-b,team-a",
+            "DEDICATE_ROUTE_HOST": "llm.example.com",
+            "DEDICATE_ROUTE_CLASS_NAME": "traefik",
+            "DEDICATE_ROUTE_EXTERNAL_PORT": "8080",
+            "DEDICATE_LOG_FORMAT": "plain",
+            "DEDICATE_LOG_LEVEL": "debug",
+            "DEDICATE_LIVENESS_PORT": "9999",
+        }
+    )
+    assert settings.defaults.image_pull_secrets == ("a", "b")
+    assert settings.watch_namespaces == ("team-a", "team-b")
+    assert settings.defaults.route_host == "llm.example.com"
+    assert settings.defaults.route_class_name == "traefik"
+    assert settings.defaults.route_external_port == 8080
+    assert (settings.log_format, settings.log_level, settings.liveness_port) == ("plain", "debug", 9999)
+
+
+def test_empty_means_absent():
+    names = ("ROUTE_HOST", "ROUTE_CLASS_NAME", "ROUTE_EXTERNAL_PORT", "WATCH_NAMESPACES", "LOG_FORMAT")
+    empty = {f"DEDICATE_{name}": " " for name in names}
+    assert Settings.from_environment(SMALLEST | empty) == Settings.from_environment(SMALLEST)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("DEDICATE_RUNTIME_IMAGE", ""),
+        ("DEDICATE_RUNTIME_IMAGE", "two words"),
+        ("DEDICATE_WATCH_NAMESPACES", "Team"),
+        ("DEDICATE_WATCH_NAMESPACES", "a;b"),
+        ("DEDICATE_ROUTE_HOST", "http://x"),
+        ("DEDICATE_ROUTE_CLASS_NAME", "a b"),
+        ("DEDICATE_ROUTE_EXTERNAL_PORT", "0"),
+        ("DEDICATE_ROUTE_EXTERNAL_PORT", "65536"),
+        ("DEDICATE_ROUTE_EXTERNAL_PORT", "²"),
+        ("DEDICATE_LOG_FORMAT", "xml"),
+        ("DEDICATE_LOG_LEVEL", "loud"),
+        ("DEDICATE_LIVENESS_PORT", "eighty"),
+    ],
+)
+def test_unusable_value_is_named(name, value):
+    with pytest.raises(SettingsError, match=name):
+        Settings.from_environment(SMALLEST | {name: value})

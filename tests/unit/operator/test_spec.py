@@ -1,0 +1,182 @@
+from __future__ import annotations
+
+import pytest
+from dedicate_operator.errors import SpecError
+from dedicate_operator.spec import (
+    Accelerator,
+    Auth,
+    ClaimSource,
+    EmptyDirCache,
+    EndpointSpec,
+    ExistingClaimCache,
+    HubSource,
+    Model,
+    OwnedClaimCache,
+    Resources,
+    Route,
+    Runtime,
+    Scheduling,
+    parse_endpoint,
+)
+
+HUB = {"model": {"uri": "hf://org/name"}}
+
+
+def parse(spec, name="chat"):
+    metadata = {"namespace": "team", "name": name, "uid": "u1", "generation": 3}
+    return parse_endpoint({"metadata": metadata, "spec": spec})
+
+
+def test_smallest():
+    endpoint = parse(HUB)
+    assert endpoint.key == ("team", "chat")
+    assert (endpoint.uid, endpoint.generation) == ("u1", 3)
+    assert endpoint.spec == EndpointSpec(
+        dedicate="chat", model=Model(HubSource("org/name")), cache=EmptyDirCache(), resources=Resources()
+    )
+
+
+def test_every_field():
+    spec = parse(
+        {
+            "dedicate": "llama",
+            "suspend": True,
+            "replicas": 2,
+            "model": {
+                "uri": "hf://org/name",
+                "revision": "main",
+                "servedName": "n",
+                "dtype": "BFloat16",
+                "maxModelLength": 4096,
+                "remoteCode": "Allow",
+                "samplingDefaults": "Model",
+                "tokenSecretRef": {"name": "hub", "key": "t"},
+            },
+            "cache": {
+                "persistentVolumeClaim": {
+                    "size": "1Gi",
+                    "accessMode": "ReadWriteMany",
+                    "storageClassName": "nfs",
+                    "retentionPolicy": "Delete",
+                }
+            },
+            "runtime": {"image": "i", "imagePullSecrets": [{"name": "p"}], "args": ["--x"], "env": [{"name": "E"}]},
+            "accelerator": {"resourceName": "amd.com/gpu", "count": 0, "sharedMemory": "2Gi"},
+            "resources": {"requests": {"cpu": 2}, "limits": {"memory": "8Gi"}},
+            "scheduling": {
+                "nodeSelector": {"a": "b"},
+                "tolerations": [{"key": "gpu"}],
+                "affinity": {"nodeAffinity": {}},
+                "topologySpreadConstraints": [{"maxSkew": 1}],
+                "runtimeClassName": "nvidia",
+                "priorityClassName": "high",
+            },
+            "startup": {"timeoutSeconds": 60},
+            "termination": {"preStopSeconds": 1, "drainSeconds": 2},
+            "rollout": {"strategy": "Recreate"},
+            "auth": {"apiKeysSecretRef": {"name": "keys"}},
+            "route": {
+                "host": "h",
+                "className": "c",
+                "controllerProfile": "IngressNGINX",
+                "tls": {"secretName": "s"},
+                "requestTimeoutSeconds": 10,
+                "maxBodySize": "1Mi",
+            },
+        }
+    ).spec
+    assert spec == EndpointSpec(
+        dedicate="llama",
+        model=Model(HubSource("org/name", "main", "hub", "t"), "n", "BFloat16", 4096, "Allow", "Model"),
+        cache=OwnedClaimCache("1Gi", "ReadWriteMany", "nfs", "Delete"),
+        is_suspended=True,
+        replicas=2,
+        runtime=Runtime("i", ("p",), ("--x",), ({"name": "E"},)),
+        accelerator=Accelerator("amd.com/gpu", 0, "2Gi"),
+        resources=Resources({"cpu": "2"}, {"memory": "8Gi"}),
+        scheduling=Scheduling({"a": "b"}, ({"key": "gpu"},), {"nodeAffinity": {}}, ({"maxSkew": 1},), "nvidia", "high"),
+        startup_timeout_s=60,
+        pre_stop_s=1,
+        drain_s=2,
+        rollout_strategy="Recreate",
+        auth=Auth("APIKey", "keys"),
+        route=Route("Ingress", "h", "c", "IngressNGINX", True, "s", 10, "1Mi"),
+    )
+    assert spec.wanted_replicas == 0
+
+
+@pytest.mark.parametrize(
+    ("uri", "source", "name"),
+    [
+        ("pvc://claim", ClaimSource("claim", ""), "claim"),
+        ("pvc://claim/", ClaimSource("claim", ""), "claim"),
+        ("pvc://claim/a", ClaimSource("claim", "a"), "a"),
+        ("pvc://cl.aim/a/B-2.0", ClaimSource("cl.aim", "a/B-2.0"), "B-2.0"),
+        ("hf://Org-1/Na.me_2", HubSource("Org-1/Na.me_2"), "Org-1/Na.me_2"),
+    ],
+)
+def test_sources(uri, source, name):
+    model = parse({"model": {"uri": uri}}).spec.model
+    assert model.source == source
+    assert model.served_names == (name,)
+
+
+def test_served_name_comes_before_the_derived_one():
+    assert parse({"model": {"uri": "hf://a/b", "servedName": "c"}}).spec.model.served_names == ("c", "a/b")
+    assert parse({"model": {"uri": "hf://a/b", "servedName": "a/b"}}).spec.model.served_names == ("a/b",)
+
+
+def test_claim_model_has_no_cache_and_existing_claim_is_named():
+    assert parse({"model": {"uri": "pvc://c"}}).spec.cache is None
+    assert parse(HUB | {"cache": {"existingClaim": {"name": "x"}}}).spec.cache == ExistingClaimCache("x")
+    assert parse(HUB | {"cache": {"emptyDir": {}}}).spec.cache == EmptyDirCache()
+
+
+@pytest.mark.parametrize(
+    ("spec", "field"),
+    [
+        ({}, "spec.model.uri"),
+        ({"model": {"uri": 3}}, "spec.model.uri"),
+        ({"model": "hf://a/b"}, "spec.model"),
+        ({"model": {"uri": "oci://image"}}, "spec.model.uri"),
+        ({"model": {"uri": "hf://a/b/c"}}, "spec.model.uri"),
+        ({"model": {"uri": "pvc://c/../x"}}, "spec.model.uri"),
+        ({"model": {"uri": "pvc://c//x"}}, "spec.model.uri"),
+        ({"model": {"uri": "pvc://c", "revision": "r"}}, "spec.model.revision"),
+        ({"model": {"uri": "pvc://c"}, "cache": {"emptyDir": {}}}, "spec.cache"),
+        (HUB | {"dedicate": "v1"}, "spec.dedicate"),
+        (HUB | {"dedicate": "-a"}, "spec.dedicate"),
+        (HUB | {"dedicate": "a" * 41}, "spec.dedicate"),
+        (HUB | {"replicas": True}, "spec.replicas"),
+        (HUB | {"replicas": -1}, "spec.replicas"),
+        (HUB | {"suspend": "yes"}, "spec.suspend"),
+        (HUB | {"cache": {"emptyDir": {}, "existingClaim": {"name": "x"}}}, "spec.cache"),
+        (HUB | {"cache": {"existingClaim": {}}}, "spec.cache.existingClaim.name"),
+        (HUB | {"runtime": {"args": "--x"}}, "spec.runtime.args"),
+        (HUB | {"runtime": {"args": [1]}}, "spec.runtime.args"),
+        (HUB | {"runtime": {"env": ["X=1"]}}, "spec.runtime.env"),
+        (HUB | {"runtime": {"imagePullSecrets": [{}]}}, "spec.runtime.imagePullSecrets[0].name"),
+        (HUB | {"resources": {"limits": {"memory": True}}}, "spec.resources.limits.memory"),
+        (HUB | {"scheduling": {"nodeSelector": {"a": 1}}}, "spec.scheduling.nodeSelector"),
+        (HUB | {"auth": {"mode": "OIDC"}}, "spec.auth.mode"),
+        (HUB | {"route": {"type": "HTTPRoute"}}, "spec.route.type"),
+    ],
+)
+def test_what_cannot_be_served_is_named(spec, field):
+    with pytest.raises(SpecError) as caught:
+        parse(spec)
+    assert caught.value.field == field
+    assert str(caught.value).startswith(f"{field} ")
+
+
+@pytest.mark.parametrize("name", ["v1", "metrics", "a" * 41])
+def test_name_that_cannot_be_a_segment_is_refused(name):
+    with pytest.raises(SpecError):
+        parse(HUB, name)
+
+
+def test_parsed_values_share_nothing_with_the_resource():
+    resource = {"env": [{"name": "E", "valueFrom": {"fieldRef": {"fieldPath": "x"}}}]}
+    spec = parse(HUB | {"runtime": resource}).spec
+    resource["env"][0]["valueFrom"]["fieldRef"]["fieldPath"] = "changed"
+    assert spec.runtime.env[0]["valueFrom"]["fieldRef"]["fieldPath"] == "x"
