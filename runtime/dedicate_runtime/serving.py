@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 _CLOSE_CONNECTIONS_S = 5
 """Arbitrary: after the drain nothing runs, so connections have only their last bytes to send."""
+_KEEP_ALIVE_S = 75
+"""Longer than the 60 s for which proxies reuse an idle connection, so that they never pick one that is being closed."""
 _WATCH_INTERVAL_S = 0.5
 
 
@@ -143,6 +145,7 @@ async def _serve(app: ASGIApp, listener: socket.socket) -> AsyncGenerator[None, 
             log_config=None,
             access_log=False,
             server_header=False,
+            timeout_keep_alive=_KEEP_ALIVE_S,
             timeout_graceful_shutdown=_CLOSE_CONNECTIONS_S,
         )
     )

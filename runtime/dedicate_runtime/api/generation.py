@@ -120,7 +120,7 @@ class Generation:
         await self.stream.aclose()
 
     def _take(self, choice: _Choice, output: SequenceOutput) -> Delta:
-        if output.finish_reason in {FinishReason.ERROR, FinishReason.ABORT}:
+        if output.finish_reason is FinishReason.ERROR or output.finish_reason is FinishReason.ABORT:
             raise self._failure(output)
         plan = choice.plan
         delta = Delta(index=plan.index, prompt_logprobs=output.prompt_logprobs, is_first=not choice.is_started)

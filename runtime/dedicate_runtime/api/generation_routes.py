@@ -22,7 +22,13 @@ from dedicate_runtime.api.formats import AnswerFormat, AnswerHead, ChatFormat, C
 from dedicate_runtime.api.generation import ChoicePlan, Generation, submit
 from dedicate_runtime.api.logprobs import ChatLogprobs, CompletionLogprobs
 from dedicate_runtime.api.middleware import RequestRecord, record_of
-from dedicate_runtime.api.sampling import build_sampling, resolve_ending, resolve_max_tokens, with_choice_seed
+from dedicate_runtime.api.sampling import (
+    build_sampling,
+    refuse_prompt_length,
+    resolve_ending,
+    resolve_max_tokens,
+    with_choice_seed,
+)
 from dedicate_runtime.api.schemas import ChatCompletionRequest, CompletionRequest, GenerationRequest, parse_body
 from dedicate_runtime.api.sse import DONE, EventStream, cancel_and_wait, event, wait_for_disconnect
 from dedicate_runtime.core.request import Request, RequestId, SamplingParams
@@ -101,7 +107,7 @@ def _chat_prompt(wire: ChatCompletionRequest, served: ServedModel) -> tuple[int,
     if served.template is None:
         refuse("messages", "This model has no chat template. Use /v1/completions with a prompt.")
     text = served.template.render(wire.messages, extra=wire.chat_template_kwargs)
-    return served.tokenizer.encode(text, add_special_tokens=wire.add_special_tokens)
+    return _encode(served, text, add_special_tokens=wire.add_special_tokens, param="messages")
 
 
 def _completion_prompts(wire: CompletionRequest, served: ServedModel) -> list[tuple[int, ...]]:
@@ -109,12 +115,20 @@ def _completion_prompts(wire: CompletionRequest, served: ServedModel) -> list[tu
     prompts = []
     for prompt in wire.prompt:
         if isinstance(prompt, str):
-            prompts.append(served.tokenizer.encode(prompt, add_special_tokens=wire.add_special_tokens))
+            prompts.append(_encode(served, prompt, add_special_tokens=wire.add_special_tokens, param="prompt"))
             continue
         if max(prompt) >= served.info.vocab_size:
             refuse("prompt", f"prompt: {max(prompt)} is not in the vocabulary of {served.info.vocab_size} tokens.")
         prompts.append(prompt)
     return prompts
+
+
+def _encode(served: ServedModel, text: str, *, add_special_tokens: bool, param: str) -> tuple[int, ...]:
+    """Tokenises a text, unless it is so long that it cannot fit: megabytes would keep a thread busy for seconds."""
+    least = served.tokenizer.min_tokens_of(text)
+    if least > served.info.max_model_len:
+        refuse_prompt_length(served, f"{least} tokens or more", param)
+    return served.tokenizer.encode(text, add_special_tokens=add_special_tokens)
 
 
 def _sample(

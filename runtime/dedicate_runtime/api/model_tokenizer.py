@@ -28,6 +28,7 @@ class ModelTokenizer:
         self.raw = tokenizer
         self.bos_token = bos_token
         self.eos_token = eos_token
+        self._longest_token = max(map(len, tokenizer.get_vocab()))
         self._special_ids = {
             token.content: token_id for token_id, token in tokenizer.get_added_tokens_decoder().items() if token.special
         }
@@ -40,6 +41,13 @@ class ModelTokenizer:
 
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool) -> str:
         return self.raw.decode(list(token_ids), skip_special_tokens=skip_special_tokens)
+
+    def min_tokens_of(self, text: str) -> int:
+        """Gives a number of tokens that `text` has at least, without tokenising it.
+
+        Half of what the longest token would do: a normaliser may shorten a text.
+        """
+        return len(text) // (2 * self._longest_token)
 
     def special_id(self, text: str) -> int | None:
         """Gives the id of the special token that `text` is, None if it is none."""

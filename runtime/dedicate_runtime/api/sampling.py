@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from dedicate_runtime.api.errors import refuse
 from dedicate_runtime.core.request import SamplingParams
@@ -62,27 +62,35 @@ def resolve_max_tokens(
     Raises:
         ApiError: 400, `context_length_exceeded`, where prompt and completion cannot fit.
     """
-    context = served.info.max_model_len
-    room = context - num_prompt_tokens
-    told = f"This model's maximum context length is {context} tokens."
+    room = served.info.max_model_len - num_prompt_tokens
     if room <= 0:
-        refuse(
-            prompt_param,
-            f"{told} However, your prompt has {num_prompt_tokens} tokens, which leaves no room for a completion. "
-            f"Please shorten the prompt.",
-            code="context_length_exceeded",
-        )
+        refuse_prompt_length(served, f"{num_prompt_tokens} tokens", prompt_param)
     asked = request.explicit_max_tokens
     if asked is None:
         return min(request.max_tokens, room)
     if asked > room and not served.clamp_max_tokens:
         refuse(
-            "max_tokens",
-            f"{told} However, you requested {num_prompt_tokens + asked} tokens ({num_prompt_tokens} in the prompt, "
-            f"{asked} in the completion). Please reduce the length of the prompt or of the completion.",
+            "max_tokens" if request.max_completion_tokens is None else "max_completion_tokens",
+            f"{_told(served)} However, you requested {num_prompt_tokens + asked} tokens "
+            f"({num_prompt_tokens} in the prompt, {asked} in the completion). "
+            f"Please reduce the length of the prompt or of the completion.",
             code="context_length_exceeded",
         )
     return min(asked, room)
+
+
+def refuse_prompt_length(served: ServedModel, length: str, param: str) -> NoReturn:
+    """Raises the 400 of a prompt that leaves no room for a completion; clients know it by its first sentence."""
+    refuse(
+        param,
+        f"{_told(served)} However, your prompt has {length}, which leaves no room for a completion. "
+        f"Please shorten the prompt.",
+        code="context_length_exceeded",
+    )
+
+
+def _told(served: ServedModel) -> str:
+    return f"This model's maximum context length is {served.info.max_model_len} tokens."
 
 
 def build_sampling(

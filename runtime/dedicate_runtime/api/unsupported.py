@@ -18,7 +18,7 @@ def _one_of(*neutral: object) -> Callable[[object], bool]:
     return lambda value: value in neutral
 
 
-_FIELDS: dict[str, tuple[Callable[[object], bool], str]] = {
+UNSUPPORTED_FIELDS: dict[str, tuple[Callable[[object], bool], str]] = {
     "tools": (_empty, _NO_TOOLS),
     "tool_choice": (_one_of("none", "auto"), _NO_TOOLS),
     "functions": (_empty, _NO_TOOLS),
@@ -47,7 +47,7 @@ def refuse_unsupported(body: Mapping[str, object]) -> None:
     Raises:
         ApiError: 400 that names the first of them whose value asks for something.
     """
-    for name, (asks_nothing, sentence) in _FIELDS.items():
+    for name, (asks_nothing, sentence) in UNSUPPORTED_FIELDS.items():
         value = body.get(name)
         if value is not None and not asks_nothing(value):
             refuse(name, sentence)

@@ -186,7 +186,7 @@ async def test_max_tokens_default_is_clamped_to_the_context(api):
 async def test_max_tokens_explicit_over_the_context_is_refused(api):
     for name in ("max_tokens", "max_completion_tokens"):
         response = await api.complete("x" * 100, **{name: 50})
-        assert_refused(response, 400, param="max_tokens", code="context_length_exceeded")
+        assert_refused(response, 400, param=name, code="context_length_exceeded")
         assert "This model's maximum context length is 128 tokens" in response.json()["error"]["message"]
 
 
@@ -196,7 +196,7 @@ async def test_max_tokens_explicit_over_the_context_is_clamped_on_request(make_a
     assert api.sampling.max_tokens == CONTEXT - 101
 
 
-@pytest.mark.parametrize("length", [127, 500])
+@pytest.mark.parametrize("length", [127, 500, 5_000_000])
 async def test_max_tokens_prompt_at_or_over_the_context_is_refused(make_api, length):
     for options in ((), ("--clamp-max-tokens",)):
         response = await make_api(*options).complete("x" * length)
