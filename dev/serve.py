@@ -173,6 +173,7 @@ def _print_usage(options: ServeOptions, log: Path) -> None:
         "chat/completions": {
             "model": name,
             "messages": [{"role": "user", "content": "What is the capital of France?"}],
+            "max_tokens": 64,
             "stream": True,
         },
         "completions": {"model": name, "prompt": "The capital of France is", "max_tokens": 16, "temperature": 0},
