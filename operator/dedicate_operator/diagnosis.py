@@ -84,7 +84,7 @@ def diagnose_pod(pod: Json, events: Sequence[Json], startup_timeout_s: int) -> C
 def is_waiting_for_volumes(pod: Json) -> bool:
     """Tell whether only the pod's Events can say what it waits for."""
     container = _find_container(pod.get("status") or {})
-    if find_condition(pod, "Ready") is None or container is None:
+    if container is None:
         scheduled = find_condition(pod, "PodScheduled")
         return scheduled is not None and scheduled.get("status") == "True"
     waiting = (container.get("state") or {}).get("waiting") or {}

@@ -62,7 +62,7 @@ def _find_in_list(desired: Sequence[Any], observed: Any, path: tuple[str, ...]) 
     if not isinstance(observed, Sequence) or isinstance(observed, str):
         return path
     keys = _LIST_KEYS.get(path[-1])
-    if keys is None:
+    if keys is None or not all(isinstance(item, Mapping) for item in (*desired, *observed)):
         if len(desired) != len(observed):
             return path
         pairs = list(zip(desired, observed, strict=True))

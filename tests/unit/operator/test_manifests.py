@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+
 from dedicate_operator.manifests import (
     build_cache_claim,
     build_deployment,

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import pytest
+
 from dedicate_operator.errors import SpecError
 from dedicate_operator.spec import (
     Accelerator,
