@@ -1,0 +1,346 @@
+"""The reconcile against an API server of its own making: a dictionary behind the seam that the real client fills."""
+
+from __future__ import annotations
+
+import copy
+from datetime import UTC, datetime
+
+import pytest
+
+from dedicate_operator.cluster import ResourceList
+from dedicate_operator.errors import ClusterError
+from dedicate_operator.identity import Key
+from dedicate_operator.kinds import CHILDREN, DEPLOYMENT, ENDPOINT, INGRESS, POD, SERVICE, kind_of
+from dedicate_operator.names import TEMPLATE_HASH_ANNOTATION
+from dedicate_operator.reconcile import Reconciler
+from dedicate_operator.store import Store
+from tests.unit.operator.builders import DEFAULTS, HUB, custom_resource, pod
+
+CHAT = Key("team", "chat")
+
+
+class FakeCluster:
+    """Keeps objects by kind and key, counts versions, and tells a store what a watch would."""
+
+    def __init__(self):
+        self.objects = {}
+        self.events = []
+        self.pod_events = []
+        self.secrets = {}
+        self.writes = []
+        self.reads = []
+        self.refusals = {}
+        self.version = 100
+
+    def put(self, kind, resource):
+        self.version += 1
+        resource = copy.deepcopy(resource)
+        resource["metadata"] |= {"resourceVersion": str(self.version)}
+        resource["metadata"].setdefault("uid", f"uid-{self.version}")
+        resource["metadata"].setdefault("generation", 1)
+        self.objects[kind, Key(resource["metadata"]["namespace"], resource["metadata"]["name"])] = resource
+        return copy.deepcopy(resource)
+
+    def _write(self, verb, kind, name):
+        self.writes.append((verb, str(kind), name))
+        if error := self.refusals.get(kind):
+            raise error
+
+    async def fetch(self, kind, key):
+        self.reads.append((str(kind), key.name))
+        return copy.deepcopy(self.objects.get((kind, key)))
+
+    async def fetch_list(self, kind, namespace, *, labels=None, fields=None):
+        self.reads.append((str(kind), fields))
+        return ResourceList(copy.deepcopy(self.pod_events), "1")
+
+    async def apply(self, manifest):
+        kind, name = kind_of(manifest), manifest["metadata"]["name"]
+        self._write("apply", kind, name)
+        old = self.objects.get((kind, Key(manifest["metadata"]["namespace"], name)), {})
+        merged = copy.deepcopy(manifest)
+        if old:
+            merged["metadata"]["uid"] = old["metadata"]["uid"]
+        return self.put(kind, merged)
+
+    async def overwrite(self, manifest):
+        self.writes.append(("overwrite", str(kind_of(manifest)), manifest["metadata"]["name"]))
+        return self.put(kind_of(manifest), manifest)
+
+    async def apply_status(self, key, uid, status):
+        self._write("status", ENDPOINT, key.name)
+        resource = self.objects.get((ENDPOINT, key))
+        if resource is None or resource["metadata"]["uid"] != uid:
+            raise ClusterError("not found", code=404)
+        return self.put(ENDPOINT, resource | {"status": copy.deepcopy(status)})
+
+    async def create_secret(self, manifest):
+        self._write("create", "Secret", manifest["metadata"]["name"])
+        name = manifest["metadata"]["name"]
+        return self.secrets.setdefault(name, manifest) is manifest
+
+    async def create_event(self, manifest):
+        self.events.append((manifest["type"], manifest["reason"]))
+        if error := self.refusals.get("Event"):
+            raise error
+
+    async def delete(self, kind, key):
+        self._write("delete", kind, key.name)
+        self.objects.pop((kind, key), None)
+
+
+class World:
+    """A fake cluster with a store and a reconciler on it; `settle` does what watches do."""
+
+    def __init__(self):
+        self.cluster = FakeCluster()
+        self.store = Store(DEFAULTS)
+        self.now = datetime(2026, 1, 1, tzinfo=UTC)
+        self.reconciler = Reconciler(self.cluster, self.store, DEFAULTS, now=lambda: self.now)
+
+    def add(self, name="chat", spec=HUB, **metadata):
+        self.store.put_endpoint(self.cluster.put(ENDPOINT, custom_resource(name, spec, **metadata)))
+        return Key("team", name)
+
+    def observe(self, kind, resource):
+        self.store.put_child(kind, self.cluster.put(kind, resource))
+
+    async def reconcile(self, key=CHAT):
+        self.cluster.writes.clear()
+        self.cluster.reads.clear()
+        return await self.reconciler.reconcile(key)
+
+    def conditions(self, key=CHAT):
+        found = self.store.record(key).status.get("conditions", [])
+        return {item["type"]: (item["status"], item["reason"]) for item in found}
+
+    def template_hash(self):
+        deployment = self.cluster.objects[DEPLOYMENT, CHAT]
+        return deployment["spec"]["template"]["metadata"]["annotations"][TEMPLATE_HASH_ANNOTATION]
+
+
+@pytest.fixture
+def world():
+    return World()
+
+
+async def test_first_pass_makes_everything_in_order(world):
+    world.add()
+    assert await world.reconcile() is None
+    assert world.cluster.writes == [
+        ("create", "Secret", "chat-api-keys"),
+        ("apply", "Service", "chat"),
+        ("apply", "Deployment", "chat"),
+        ("apply", "Ingress", "chat"),
+        ("status", "DedicatedEndpoint", "chat"),
+    ]
+    assert ("Normal", "Valid") in world.cluster.events
+
+
+async def test_second_pass_costs_no_request(world):
+    world.add()
+    await world.reconcile()
+    world.now = datetime(2027, 1, 1, tzinfo=UTC)
+    await world.reconcile()
+    assert world.cluster.writes == []
+    assert world.cluster.reads == []
+
+
+async def test_fresh_process_over_settled_objects_writes_nothing(world):
+    world.add()
+    await world.reconcile()
+    fresh = World()
+    fresh.cluster = world.cluster
+    fresh.reconciler = Reconciler(fresh.cluster, fresh.store, DEFAULTS, now=lambda: fresh.now)
+    for (kind, _), resource in list(world.cluster.objects.items()):
+        if kind in CHILDREN:
+            fresh.store.put_child(kind, resource)
+        else:
+            fresh.store.put_endpoint(resource)
+    await fresh.reconcile()
+    assert fresh.cluster.writes == []
+
+
+async def test_drifted_child_is_one_write(world):
+    world.add()
+    await world.reconcile()
+    edited = copy.deepcopy(world.cluster.objects[SERVICE, CHAT])
+    edited["spec"]["selector"] = {"other": "pod"}
+    world.observe(SERVICE, edited)
+    await world.reconcile()
+    assert world.cluster.writes == [("apply", "Service", "chat")]
+
+
+async def test_edit_that_cannot_be_merged_is_overwritten(world):
+    world.add()
+    await world.reconcile()
+    edited = copy.deepcopy(world.cluster.objects[SERVICE, CHAT])
+    edited["spec"]["ports"][0]["port"] = 81
+    world.observe(SERVICE, edited)
+    world.cluster.refusals[SERVICE] = ClusterError("duplicate", code=422)
+    await world.reconcile()
+    assert ("overwrite", "Service", "chat") in world.cluster.writes
+
+
+async def test_nothing_is_made_for_an_endpoint_that_is_gone(world):
+    world.add()
+    del world.cluster.objects[ENDPOINT, CHAT]
+    assert await world.reconcile() is None
+    assert world.cluster.writes == []
+    assert world.store.record(CHAT) is None
+
+
+async def test_nothing_is_made_for_an_endpoint_that_is_going(world):
+    world.add()
+    world.cluster.put(ENDPOINT, custom_resource(deletionTimestamp="x"))
+    await world.reconcile()
+    assert world.cluster.writes == []
+    await world.reconcile()
+    assert world.cluster.writes == []
+    assert world.cluster.reads == []
+
+
+async def test_object_of_somebody_else_stops_everything(world):
+    world.add()
+    world.cluster.put(SERVICE, {"kind": "Service", "metadata": {"namespace": "team", "name": "chat"}})
+    assert await world.reconcile() > 0
+    assert world.cluster.writes == [("status", "DedicatedEndpoint", "chat")]
+    assert world.conditions()["Accepted"] == ("False", "NameConflict")
+    assert "auth" not in world.store.record(CHAT).status
+    del world.cluster.objects[SERVICE, CHAT]
+    await world.reconcile()
+    assert world.conditions()["Accepted"] == ("True", "Valid")
+    assert "chat-api-keys" in world.cluster.secrets
+
+
+async def test_children_of_a_former_endpoint_are_waited_for(world):
+    world.add()
+    await world.reconcile()
+    world.store.remove_endpoint(CHAT)
+    world.add(uid="uid-second")
+    assert await world.reconcile() > 0
+    assert world.cluster.writes == []
+    for kind in (SERVICE, DEPLOYMENT, INGRESS):
+        world.store.remove_child(kind, world.cluster.objects.pop((kind, CHAT)))
+    requeue_s = await world.reconcile()
+    assert ("create", "Secret", "chat-api-keys") in world.cluster.writes
+    # The Secret that is there may be the former endpoint's: look again once it has been collected.
+    assert requeue_s > 0
+    world.cluster.secrets.clear()
+    assert await world.reconcile() is None
+    assert world.cluster.writes[0] == ("create", "Secret", "chat-api-keys")
+    await world.reconcile()
+    assert world.cluster.writes == []
+
+
+async def test_secret_that_pods_miss_is_made_again(world):
+    world.add()
+    await world.reconcile()
+    world.cluster.secrets.clear()
+    waiting = {"state": {"waiting": {"reason": "ContainerCreating"}}}
+    world.observe(POD, pod(world.template_hash(), container=waiting))
+    world.cluster.pod_events = [
+        {"reason": "FailedMount", "message": 'secret "chat-api-keys" not found', "lastTimestamp": "t"}
+    ]
+    assert await world.reconcile() > 0
+    assert world.conditions()["Accepted"] == ("False", "SecretNotFound")
+    await world.reconcile()
+    assert "chat-api-keys" in world.cluster.secrets
+
+
+async def test_keys_of_the_authors_own_are_not_made(world):
+    world.add(spec=HUB | {"auth": {"apiKeysSecretRef": {"name": "theirs"}}})
+    await world.reconcile()
+    assert world.cluster.secrets == {}
+    assert world.store.record(CHAT).status["auth"] == {"secretName": "theirs"}
+
+
+async def test_loser_of_a_path_runs_without_a_route_and_takes_over(world):
+    spec = HUB | {"dedicate": "shared"}
+    old = world.add("old", spec, created="2026-01-01T00:00:00Z")
+    young = world.add("young", spec, created="2026-01-02T00:00:00Z")
+    await world.reconcile(young)
+    assert ("apply", "Ingress", "young") not in world.cluster.writes
+    assert ("apply", "Deployment", "young") in world.cluster.writes
+    assert world.conditions(young)["Accepted"] == ("False", "PathConflict")
+    assert ("Warning", "PathConflict") in world.cluster.events
+    assert young in world.store.remove_endpoint(old)
+    await world.reconcile(young)
+    assert ("apply", "Ingress", "young") in world.cluster.writes
+    assert world.conditions(young)["Accepted"] == ("True", "Valid")
+
+
+async def test_owner_of_a_path_that_loses_it_loses_its_ingress(world):
+    spec = HUB | {"dedicate": "shared"}
+    young = world.add("young", spec, created="2026-01-02T00:00:00Z")
+    await world.reconcile(young)
+    world.add("old", spec, created="2026-01-01T00:00:00Z")
+    await world.reconcile(young)
+    assert ("delete", "Ingress", "young") in world.cluster.writes
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (ClusterError("is forbidden: exceeded quota: q", code=403), "QuotaExceeded"),
+        (ClusterError("admission webhook denied", code=403), "ChildRefused"),
+        (ClusterError("affinity is invalid", code=422), "ChildRefused"),
+    ],
+)
+async def test_child_that_is_refused_is_told_and_tried_again(world, error, reason):
+    world.add()
+    world.cluster.refusals[DEPLOYMENT] = error
+    assert await world.reconcile() > 0
+    assert world.conditions()["Accepted"] == ("False", reason)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ClusterError("no answer"),
+        ClusterError("conflict", code=409),
+        ClusterError("slow down", code=429, retry_after_s=3),
+        ClusterError("fault", code=500),
+        ClusterError('deployments is forbidden: User "x" cannot patch', code=403),
+        ClusterError("being terminated", code=403, reason="NamespaceTerminating"),
+        ClusterError("namespace not found", code=404),
+    ],
+)
+async def test_fault_that_passes_is_no_condition(world, error):
+    world.add()
+    world.cluster.refusals[DEPLOYMENT] = error
+    with pytest.raises(ClusterError):
+        await world.reconcile()
+    assert world.conditions() == {}
+
+
+async def test_specification_of_another_version_is_told_and_children_stay(world):
+    world.add()
+    await world.reconcile()
+    world.store.put_endpoint(world.cluster.put(ENDPOINT, custom_resource(spec={"model": {"uri": "oci://x"}})))
+    await world.reconcile()
+    assert world.cluster.writes == [("status", "DedicatedEndpoint", "chat")]
+    assert world.conditions()["Accepted"] == ("False", "InvalidSpec")
+
+
+async def test_event_that_is_refused_is_no_failure(world):
+    world.add()
+    world.cluster.refusals["Event"] = ClusterError("quota", code=403)
+    await world.reconcile()
+    assert world.conditions()["Accepted"] == ("True", "Valid")
+
+
+async def test_unknown_key_is_nothing(world):
+    assert await world.reconcile(Key("team", "never-was")) is None
+    assert world.cluster.reads == []
+
+
+async def test_ready_pods_are_told(world):
+    world.add()
+    await world.reconcile()
+    world.observe(POD, pod(world.template_hash(), ready=True))
+    admitted = copy.deepcopy(world.cluster.objects[INGRESS, CHAT])
+    world.observe(INGRESS, admitted | {"status": {"loadBalancer": {"ingress": [{"ip": "192.0.2.1"}]}}})
+    await world.reconcile()
+    assert world.conditions()["Ready"] == ("True", "Serving")
+    assert world.store.record(CHAT).status["url"] == "http://192.0.2.1/chat/v1"

@@ -1,0 +1,119 @@
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from dedicate_operator.cluster import ResourceList, WatchEvent
+from dedicate_operator.errors import ClusterError
+from dedicate_operator.kinds import SERVICE
+from dedicate_operator.watch import Watcher
+from dedicate_operator.workqueue import Backoff
+
+
+def resource(name, version):
+    return {"metadata": {"name": name, "resourceVersion": version}}
+
+
+class ScriptedServer:
+    """Answers lists and watches with what the test wrote down; hangs when that is used up."""
+
+    def __init__(self, lists, watches):
+        self.lists, self.watches = list(lists), list(watches)
+        self.asked: list[str] = []
+
+    async def fetch_list(self, kind, namespace, *, labels=None, fields=None):
+        self.asked.append("list")
+        answer = self.lists.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return ResourceList(*answer)
+
+    async def watch(self, kind, namespace, version, *, labels=None):
+        self.asked.append(f"watch {version}")
+        if not self.watches:
+            await asyncio.Event().wait()
+        for item in self.watches.pop(0):
+            if isinstance(item, Exception):
+                raise item
+            yield WatchEvent(*item)
+
+
+class Recorder:
+    def __init__(self):
+        self.seen: list[tuple] = []
+
+    def replace_children(self, kind, namespace, children, version):
+        self.seen.append(("replace", [child["metadata"]["name"] for child in children], version))
+
+    def put_child(self, kind, child):
+        self.seen.append(("put", child["metadata"]["name"]))
+
+    def remove_child(self, kind, child):
+        self.seen.append(("remove", child["metadata"]["name"]))
+
+
+async def follow(server):
+    """Run a watcher until the server has nothing more to say; the clock advances a minute at each look."""
+    sink, ticks = Recorder(), iter(range(0, 10**9, 60))
+    watcher = Watcher(
+        SERVICE,
+        None,
+        source=server,
+        sink=sink,
+        clock=lambda: float(next(ticks)),
+        random=lambda: 0.0,
+        backoff=Backoff(base_s=0, limit_s=0),
+    )
+    task = asyncio.create_task(watcher.run())
+    for _ in range(100):
+        await asyncio.sleep(0)
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    return watcher, sink.seen
+
+
+async def test_lists_then_watches_from_the_lists_version():
+    events = [("ADDED", resource("b", "11")), ("MODIFIED", resource("b", "12")), ("DELETED", resource("a", "13"))]
+    server = ScriptedServer([([resource("a", "5")], "10")], [events])
+    watcher, seen = await follow(server)
+    assert seen == [("replace", ["a"], "10"), ("put", "b"), ("put", "b"), ("remove", "a")]
+    assert server.asked == ["list", "watch 10", "watch 13"]
+    assert watcher.synced.is_set()
+
+
+async def test_bookmark_moves_the_version_only():
+    server = ScriptedServer([([], "10")], [[("BOOKMARK", resource("", "50"))]])
+    _, seen = await follow(server)
+    assert seen == [("replace", [], "10")]
+    assert server.asked == ["list", "watch 10", "watch 50"]
+
+
+async def test_gone_version_is_listed_anew():
+    server = ScriptedServer([([], "10"), ([resource("b", "90")], "100")], [[ClusterError("too old", code=410)]])
+    _, seen = await follow(server)
+    assert seen == [("replace", [], "10"), ("replace", ["b"], "100")]
+    assert server.asked == ["list", "watch 10", "list", "watch 100"]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ClusterError("cut"),
+        ClusterError("busy", code=429, retry_after_s=0),
+        ClusterError("fault", code=500),
+        ClusterError("no role yet", code=403),
+    ],
+)
+async def test_broken_watch_goes_on_from_where_it_was(error):
+    server = ScriptedServer([([], "10")], [[("ADDED", resource("a", "11")), error]])
+    _, seen = await follow(server)
+    assert seen == [("replace", [], "10"), ("put", "a")]
+    assert server.asked == ["list", "watch 10", "watch 11"]
+
+
+async def test_failed_list_is_tried_again():
+    server = ScriptedServer([ClusterError("down"), ClusterError("down", code=503), ([], "10")], [])
+    watcher, _ = await follow(server)
+    assert server.asked == ["list", "list", "list", "watch 10"]
+    assert watcher.synced.is_set()
