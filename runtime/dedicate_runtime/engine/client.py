@@ -190,13 +190,13 @@ class EngineClient:
 
     async def _read_frames(self) -> None:
         try:
-            while True:
+            while self._start_error is None:
                 header = await self._reader.readexactly(wire.LENGTH.size)
                 body = await self._reader.readexactly(wire.LENGTH.unpack(header)[0])
                 self._progress_at = time.monotonic()
                 self._take(wire.decode_from_engine(body))
         except (asyncio.IncompleteReadError, OSError):
-            _logger.log(self._level_of_end(), "The engine process closed its connection")
+            _logger.error("The engine process closed its connection")  # noqa: TRY400 - the end of a file says no more
         except msgspec.DecodeError:
             _logger.exception("The engine process sent what is not a frame")
         self._die(await self._explain_end())
@@ -224,9 +224,6 @@ class EngineClient:
             if output.finish_reason is not None:
                 self._forget(output.request_id)
             stream.deliver(output)
-
-    def _level_of_end(self) -> int:
-        return logging.INFO if self._start_error is not None else logging.ERROR
 
     async def _explain_end(self) -> StartError:
         """What to tell if the engine process ended while it was loading."""

@@ -20,9 +20,10 @@ async def start_engine_in_thread(config: EngineConfig, build: EngineBuilder) -> 
     ours, theirs = socket.socketpair()
 
     def run() -> None:
-        # Closing the socket is what the end of a process does to it.
         with theirs, contextlib.suppress(OSError):
             serve(Connection(theirs), build, on_end=lambda: None)
+            # Closing alone does not wake the reader, which holds the socket open.
+            theirs.shutdown(socket.SHUT_RDWR)
 
     threading.Thread(target=run, name="engine", daemon=True).start()
     return await EngineClient.connect(ours, config)

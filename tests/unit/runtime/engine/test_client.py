@@ -1,0 +1,262 @@
+"""The client against an engine that the test itself plays, frame by frame, over a real socket."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+
+import pytest
+
+from dedicate_runtime.core.config import DeviceChoice, DtypeChoice, EngineConfig
+from dedicate_runtime.core.request import (
+    EngineStats,
+    FinishReason,
+    ModelInfo,
+    Request,
+    RequestId,
+    SamplingParams,
+    SequenceOutput,
+)
+from dedicate_runtime.engine import wire
+from dedicate_runtime.engine.client import ENGINE_DIED, SHUTTING_DOWN, EngineClient
+from dedicate_runtime.engine.interface import EngineState
+from dedicate_runtime.errors import EngineUnavailableError, ExitCode, QueueFullError, StartError
+
+CONFIG = EngineConfig(
+    model="/models/none",
+    device=DeviceChoice.CPU,
+    dtype=DtypeChoice.AUTO,
+    max_num_seqs=2,
+    max_num_batched_tokens=8,
+    max_queued_requests=1,
+)
+MODEL = ModelInfo(
+    folder="/models/none",
+    vocab_size=100,
+    max_model_len=64,
+    dtype="float32",
+    device="cpu",
+    attention_backend="torch",
+    num_kv_blocks=4,
+    block_size=16,
+)
+STATS = EngineStats(
+    num_running=0,
+    num_waiting=0,
+    num_free_blocks=4,
+    num_blocks=4,
+    num_preemptions=0,
+    num_prompt_tokens=0,
+    num_generated_tokens=0,
+    num_steps=7,
+    last_step_s=0.5,
+)
+PATIENCE_S = 10
+
+
+class PlayedEngine:
+    """The other end of the socket."""
+
+    def __init__(self, reader, writer):
+        self.reader = reader
+        self.writer = writer
+
+    def send(self, frame):
+        self.writer.write(wire.encode(frame))
+
+    def step(self, *outputs):
+        self.send(wire.Stepped(outputs=list(outputs), stats=STATS))
+
+    async def receive(self):
+        async with asyncio.timeout(PATIENCE_S):
+            header = await self.reader.readexactly(wire.LENGTH.size)
+            return wire.decode_to_engine(await self.reader.readexactly(wire.LENGTH.unpack(header)[0]))
+
+    async def hang_up(self):
+        self.writer.close()
+        await self.writer.wait_closed()
+
+
+@pytest.fixture
+async def loading():
+    """A client whose engine is loading, and that engine."""
+    ours, theirs = socket.socketpair()
+    client = await EngineClient.connect(ours, CONFIG)
+    engine = PlayedEngine(*await asyncio.open_unix_connection(sock=theirs))
+    assert await engine.receive() == wire.Configure(CONFIG)
+    yield client, engine
+    await client.aclose()
+    await engine.hang_up()
+
+
+@pytest.fixture
+async def ready(loading):
+    client, engine = loading
+    engine.send(wire.Ready(model=MODEL, stats=STATS))
+    async with asyncio.timeout(PATIENCE_S):
+        await client.wait_ready()
+    return client, engine
+
+
+def make_request(name, **sampling):
+    fields = {"max_tokens": 3, "end_ids": frozenset({2}), "logit_bias": {5: -1.5}, **sampling}
+    return Request(request_id=RequestId(name), prompt_token_ids=(1, 2), sampling=SamplingParams(**fields))
+
+
+async def collect(stream):
+    async with asyncio.timeout(PATIENCE_S):
+        return [output async for output in stream]
+
+
+async def test_becomes_ready(loading):
+    client, engine = loading
+    assert client.state is EngineState.LOADING
+    with pytest.raises(EngineUnavailableError):
+        _ = client.model
+    with pytest.raises(EngineUnavailableError, match="not ready"):
+        await client.submit([make_request("a")])
+    engine.send(wire.Ready(model=MODEL, stats=STATS))
+    await client.wait_ready()
+    assert client.state is EngineState.READY
+    assert client.model == MODEL
+    assert client.stats == STATS
+    assert client.last_progress_s == 0.0
+
+
+async def test_start_error_arrives_as_it_was_raised(loading):
+    client, engine = loading
+    engine.send(wire.StartFailed(exit_code=ExitCode.GATED_REPO, sentence="No access."))
+    await engine.hang_up()
+    with pytest.raises(StartError, match=r"No access\.") as caught:
+        await client.wait_ready()
+    assert caught.value.exit_code is ExitCode.GATED_REPO
+    assert client.state is EngineState.DEAD
+
+
+async def test_engine_that_ends_while_loading_is_an_internal_error(loading):
+    client, engine = loading
+    await engine.hang_up()
+    with pytest.raises(StartError) as caught:
+        await client.wait_ready()
+    assert caught.value.exit_code is ExitCode.INTERNAL_ERROR
+
+
+async def test_log_records_are_written_here(loading, caplog):
+    client, engine = loading
+    with caplog.at_level(logging.INFO):
+        engine.send(wire.Log(logger="dedicate_runtime.worker.loader", level=logging.INFO, message="100% loaded"))
+        engine.send(wire.Ready(model=MODEL, stats=STATS))
+        await client.wait_ready()
+    assert ("dedicate_runtime.worker.loader", logging.INFO, "100% loaded") in caplog.record_tuples
+
+
+async def test_group_goes_over_whole_and_its_outputs_come_back_in_order(ready):
+    client, engine = ready
+    stream = await client.submit([make_request("a"), make_request("b")])
+    assert await engine.receive() == wire.Submit([make_request("a"), make_request("b")])
+    engine.step(SequenceOutput(request_id=RequestId("a"), token_ids=(4,)))
+    engine.step(SequenceOutput(request_id=RequestId("b"), token_ids=(5, 2), finish_reason=FinishReason.STOP))
+    engine.step(SequenceOutput(request_id=RequestId("a"), token_ids=(6,), finish_reason=FinishReason.LENGTH))
+    outputs = await collect(stream)
+    assert [token for o in outputs if o.request_id == "a" for token in o.token_ids] == [4, 6]
+    assert [o.finish_reason for o in outputs if o.finish_reason] == [FinishReason.LENGTH, FinishReason.STOP]
+    assert client.last_progress_s == 0.0
+
+
+async def test_outputs_that_a_slow_reader_leaves_are_merged(ready):
+    client, engine = ready
+    stream = await client.submit([make_request("a"), make_request("probe")])
+    for token in (4, 5, 6):
+        engine.step(SequenceOutput(request_id=RequestId("a"), token_ids=(token,)))
+    engine.step(SequenceOutput(request_id=RequestId("a"), finish_reason=FinishReason.LENGTH))
+    engine.step(SequenceOutput(request_id=RequestId("probe"), finish_reason=FinishReason.LENGTH))
+    await client.drain(PATIENCE_S)
+    first, second = await collect(stream)
+    assert first == SequenceOutput(request_id=RequestId("a"), token_ids=(4, 5, 6), finish_reason=FinishReason.LENGTH)
+    assert second.request_id == "probe"
+
+
+async def test_full_queue_refuses_a_group_whole(ready):
+    client, _ = ready
+    first = await client.submit([make_request("a"), make_request("b")])
+    with pytest.raises(QueueFullError):
+        await client.submit([make_request("c"), make_request("d")])
+    await client.submit([make_request("e")])
+    await first.aclose()
+    await client.submit([make_request("f"), make_request("g")])
+
+
+async def test_closed_stream_aborts_what_is_unfinished_and_only_that(ready):
+    client, engine = ready
+    stream = await client.submit([make_request("a"), make_request("b")])
+    await engine.receive()
+    engine.step(SequenceOutput(request_id=RequestId("a"), token_ids=(2,), finish_reason=FinishReason.STOP))
+    async for output in stream:
+        assert output.request_id == "a"
+        break
+    await stream.aclose()
+    await stream.aclose()
+    assert await engine.receive() == wire.Abort([RequestId("b")])
+    assert client.last_progress_s == 0.0
+
+
+async def test_output_that_crosses_an_abort_is_dropped(ready):
+    client, engine = ready
+    stream = await client.submit([make_request("a"), make_request("b")])
+    await stream.abort(RequestId("a"))
+    engine.step(
+        SequenceOutput(request_id=RequestId("a"), token_ids=(4,)),
+        SequenceOutput(request_id=RequestId("b"), token_ids=(2,), finish_reason=FinishReason.STOP),
+    )
+    assert [output.request_id for output in await collect(stream)] == ["b"]
+
+
+async def test_abort_of_the_last_sequence_ends_the_iteration(ready):
+    client, _ = ready
+    stream = await client.submit([make_request("a")])
+    reading = asyncio.create_task(collect(stream))
+    await asyncio.sleep(0)
+    await stream.abort(RequestId("a"))
+    assert await reading == []
+
+
+async def test_dead_engine_fails_every_stream_and_every_submission(ready):
+    client, engine = ready
+    stream = await client.submit([make_request("a"), make_request("b")])
+    await engine.hang_up()
+    outputs = await collect(stream)
+    assert {output.request_id for output in outputs} == {"a", "b"}
+    assert all((o.finish_reason, o.error) == (FinishReason.ERROR, ENGINE_DIED) for o in outputs)
+    assert client.state is EngineState.DEAD
+    with pytest.raises(EngineUnavailableError, match="dead"):
+        await client.submit([make_request("c")])
+
+
+async def test_garbage_from_the_engine_is_its_death(ready):
+    client, engine = ready
+    stream = await client.submit([make_request("a")])
+    engine.writer.write(wire.LENGTH.pack(3) + b"???")
+    assert [output.error for output in await collect(stream)] == [ENGINE_DIED]
+
+
+async def test_drain_lets_running_requests_finish(ready):
+    client, engine = ready
+    stream = await client.submit([make_request("a")])
+    draining = asyncio.create_task(client.drain(PATIENCE_S))
+    await asyncio.sleep(0)
+    with pytest.raises(EngineUnavailableError, match="shutting down"):
+        await client.submit([make_request("b")])
+    engine.step(SequenceOutput(request_id=RequestId("a"), token_ids=(2,), finish_reason=FinishReason.STOP))
+    await draining
+    assert [output.finish_reason for output in await collect(stream)] == [FinishReason.STOP]
+
+
+async def test_drain_fails_what_is_left_at_its_deadline(ready):
+    client, engine = ready
+    stream = await client.submit([make_request("a")])
+    await engine.receive()
+    await client.drain(0.0)
+    (output,) = await collect(stream)
+    assert (output.finish_reason, output.error) == (FinishReason.ERROR, SHUTTING_DOWN)
+    assert await engine.receive() == wire.Abort([RequestId("a")])
