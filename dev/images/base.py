@@ -60,10 +60,10 @@ def ensure_base_archive(log: Path, say: Callable[[str], None]) -> Path:
 
 
 def _bootstrap(root: Path, log: Path) -> None:
-    mirror = os.environ.get("DEBIAN_MIRROR", "http://deb.debian.org/debian")
+    mirror = os.environ.get("DEBIAN_MIRROR")  # debootstrap knows one itself
     # In a mount namespace of its own, so that /proc of the new system is gone whatever becomes of us.
     command = ["unshare", "--mount", "debootstrap", "--variant=minbase", f"--include={','.join(_PACKAGES)}"]
-    run_logged([*command, _SUITE, str(root), mirror], log, timeout_s=_DEBOOTSTRAP_TIMEOUT_S)
+    run_logged([*command, _SUITE, str(root), *([mirror] if mirror else [])], log, timeout_s=_DEBOOTSTRAP_TIMEOUT_S)
     for needless in _NEEDLESS:
         for entry in (root / needless).iterdir():
             if entry.is_dir() and not entry.is_symlink():
