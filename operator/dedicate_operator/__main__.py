@@ -14,18 +14,24 @@ from dedicate_operator.settings import Settings
 
 
 def main() -> int:
-    """Run until SIGTERM; return 2 if the environment cannot be used."""
+    """Run until SIGTERM; return 2 if the environment cannot be used, 1 if something else prevents the start."""
     try:
         settings = Settings.from_environment(os.environ)
     except SettingsError as error:
         print(f"dedicate-operator: {error}", file=sys.stderr)  # noqa: T201 - logging is not configured yet
         return 2
     configure_logging(settings)
-    kopf.run(
-        standalone=True,
-        clusterwide=not settings.watch_namespaces,
-        namespaces=settings.watch_namespaces,
-    )
+    try:
+        kopf.run(
+            standalone=True,
+            clusterwide=not settings.watch_namespaces,
+            namespaces=settings.watch_namespaces,
+        )
+    except Exception as error:
+        # kopf wraps what a handler raised, and has logged its sentence; a trace would add nothing to that.
+        if isinstance(error.__cause__, kopf.PermanentError):
+            return 1
+        raise
     return 0
 
 

@@ -15,6 +15,7 @@ import kopf
 from dedicate_operator import names
 from dedicate_operator.cluster import Cluster
 from dedicate_operator.controller import Controller
+from dedicate_operator.errors import OperatorError
 from dedicate_operator.health import HealthServer
 from dedicate_operator.settings import Settings
 
@@ -25,8 +26,11 @@ _PATIENCE = (0.5, 1, 2, *(3,) * 28_800)
 
 @kopf.on.startup()
 async def start(settings: kopf.OperatorSettings, memo: kopf.Memo, **_: Any) -> None:
-    """Start the controller and the probes' endpoint, from the environment."""
-    environment = Settings.from_environment(os.environ)
+    """Start the controller and the probes' endpoint, from the environment.
+
+    Raises:
+        kopf.PermanentError: the environment, the cluster's configuration or the port cannot be used.
+    """
     settings.posting.enabled = False
     settings.scanning.disabled = True
     settings.peering.standalone = True
@@ -35,11 +39,15 @@ async def start(settings: kopf.OperatorSettings, memo: kopf.Memo, **_: Any) -> N
     settings.networking.request_timeout = 30
     settings.watching.server_timeout = 300
     settings.queueing.exit_timeout = 1
-    memo.controller = Controller(environment, Cluster())
-    memo.health = HealthServer(
-        environment.liveness_port, find_fault=memo.controller.find_fault, is_ready=memo.controller.is_ready
-    )
-    await memo.health.start()
+    try:
+        environment = Settings.from_environment(os.environ)
+        memo.controller = Controller(environment, Cluster())
+        memo.health = HealthServer(
+            environment.liveness_port, find_fault=memo.controller.find_fault, is_ready=memo.controller.is_ready
+        )
+        await memo.health.start()
+    except (OperatorError, OSError) as error:
+        raise kopf.PermanentError(str(error)) from error
     memo.controller.start()
 
 

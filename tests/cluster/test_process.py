@@ -188,6 +188,21 @@ def test_unusable_environment_ends_the_start(tmp_path):
     assert "DEDICATE_RUNTIME_IMAGE must be set" in result.stderr
 
 
+def test_missing_configuration_ends_the_start_with_a_sentence(tmp_path):
+    environment = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "DEDICATE_RUNTIME_IMAGE": "x"}
+    result = subprocess.run(
+        [sys.executable, "-m", "dedicate_operator"],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert result.returncode == 1
+    assert "no usable Kubernetes configuration" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
 def test_namespaced_operator_sees_its_namespaces_only(namespace, operator, operator_kubeconfig, tmp_path):
     operator.stop()
     mine = Operator(operator_kubeconfig, tmp_path / "log")
