@@ -32,13 +32,14 @@ def main() -> int:
         settings = parse_settings(arguments, os.environ)
         configure_logging(settings.log_level.value)
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            return runner.run(_run(settings))
+            runner.run(_run(settings))
     except StartError as error:
         _tell_failure(error, failure_file_of(arguments, os.environ))
         return int(error.exit_code)
+    return 0
 
 
-async def _run(settings: Settings) -> int:
+async def _run(settings: Settings) -> None:
     started_at = time.monotonic()
     stopping = _watch_signals()
     with (
@@ -51,8 +52,7 @@ async def _run(settings: Settings) -> int:
             from dedicate_runtime.serving import Listeners, serve_engine  # noqa: PLC0415
 
             listeners = Listeners(public=public, management=management)
-            failure = await serve_engine(engine, settings, listeners, stopping=stopping, started_at=started_at)
-            return int(failure or 0)
+            await serve_engine(engine, settings, listeners, stopping=stopping, started_at=started_at)
         finally:
             await engine.aclose()
 

@@ -22,7 +22,7 @@ from dedicate_runtime.api.management import create_management_app
 from dedicate_runtime.api.readiness import Readiness
 from dedicate_runtime.api.served_model import load_served_model
 from dedicate_runtime.engine.interface import EngineState
-from dedicate_runtime.errors import ExitCode
+from dedicate_runtime.errors import ExitCode, StartError
 from dedicate_runtime.metrics import Metrics
 from dedicate_runtime.settings import AuthMode, Settings
 
@@ -52,11 +52,11 @@ class Listeners:
 
 async def serve_engine(
     engine: EngineClient, settings: Settings, listeners: Listeners, *, stopping: asyncio.Event, started_at: float
-) -> ExitCode | None:
-    """Serves until `stopping` is set and everything is drained; gives None then, and a code if the engine died.
+) -> None:
+    """Serves until `stopping` is set and everything is drained.
 
     Raises:
-        StartError: the model cannot be served.
+        StartError: the model cannot be served, or no longer.
     """
     keys = None
     if settings.auth is AuthMode.API_KEY and settings.api_keys_dir is not None:
@@ -71,15 +71,13 @@ async def serve_engine(
         _log.info("listening", extra=ports)
         loading = _load(engine, settings, readiness, metrics, started_at)
         if not await _completes(loading, unless=stopping):
-            return None
+            return
         if await _completes(_until_dead(engine), unless=stopping):
-            _log.error("the engine process has ended")
-            return ExitCode.INTERNAL_ERROR
+            raise StartError(ExitCode.INTERNAL_ERROR, "The engine process ended while it was serving.")
         readiness.start_draining()
         _log.info("draining", extra={"drain_seconds": settings.drain_seconds})
         await engine.drain(settings.drain_seconds)
         _log.info("drained")
-        return None
 
 
 async def _load(

@@ -7,6 +7,7 @@ import os
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 
+import psutil
 import pytest
 
 
@@ -62,6 +63,24 @@ def test_drain_lets_running_answers_finish(start_runtime, model_folder):
     assert rest[-1] == "data: [DONE]"
     assert json.loads(rest[-2][6:])["choices"][0]["finish_reason"] == "length"
     assert runtime.wait_end() == 0
+
+
+def test_killed_engine_is_told_and_ends_the_runtime(start_runtime, model_folder):
+    """The stream says so, waiting answers are worth another try, and the pod is restarted by its exit code."""
+    runtime = start_runtime(model_folder).wait_ready()
+    (engine,) = psutil.Process(runtime.process.pid).children()
+    body = {"model": runtime.model, **LONG}
+    with runtime.stream("/v1/completions", body) as response, ThreadPoolExecutor(1) as pool:
+        lines = response.iter_lines()
+        next(lines)
+        whole = pool.submit(runtime.post, "/v1/completions", body)
+        runtime.wait_until(lambda: runtime.metric("dedicate_requests_in_progress") == 2, deadline_s=30, what="two")
+        engine.kill()
+        rest = [line for line in lines if line]
+        assert rest[-1] == "data: [DONE]"
+        assert json.loads(rest[-2][6:])["error"]["code"] == "engine_unavailable"
+        assert whole.result().status_code == 503
+    assert runtime.wait_end() == 70
 
 
 def test_sigterm_while_loading_ends_at_once(start_runtime, model_folder):

@@ -1,6 +1,6 @@
 """The model's tokenizer, as its folder describes it, without transformers and therefore without torch.
 
-Reads `tokenizer.json`, and from `tokenizer_config.json` what that file does not say: which tokens begin and end a text.
+Reads `tokenizer.json`, which is made first where a repository has older files alone, and from `tokenizer_config.json` what that file does not say: which tokens begin and end a text.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from tokenizers import AddedToken, Tokenizer
 
+from dedicate_runtime.api.tokenizer_conversion import can_convert, converted_tokenizer
 from dedicate_runtime.engine.detokenizer import token_bytes_reader
 from dedicate_runtime.errors import ExitCode, StartError
 
@@ -69,18 +70,24 @@ def load_tokenizer(folder: Path) -> ModelTokenizer:
     Raises:
         StartError: a file is missing or unreadable.
     """
-    file = folder / "tokenizer.json"
-    if not file.is_file():
-        raise StartError(ExitCode.MODEL_CORRUPT, f"{file} is missing: the tokenizer cannot be loaded.")
-    try:
-        tokenizer = Tokenizer.from_file(str(file))
-    except Exception as error:  # the library raises no other type
-        raise StartError(ExitCode.MODEL_CORRUPT, f"{file} cannot be read: {error}.") from error
+    tokenizer = _read_tokenizer(folder)
     config = read_json(folder / "tokenizer_config.json") | _named_specials(folder)
     _add_configured_tokens(tokenizer, config)
     return ModelTokenizer(
         tokenizer, bos_token=_token_text(config.get("bos_token")), eos_token=_token_text(config.get("eos_token"))
     )
+
+
+def _read_tokenizer(folder: Path) -> Tokenizer:
+    file = folder / "tokenizer.json"
+    if not file.is_file():
+        if can_convert(folder):
+            return converted_tokenizer(folder)
+        raise StartError(ExitCode.MODEL_CORRUPT, f"{file} is missing: the tokenizer cannot be loaded.")
+    try:
+        return Tokenizer.from_file(str(file))
+    except Exception as error:  # the library raises no other type
+        raise StartError(ExitCode.MODEL_CORRUPT, f"{file} cannot be read: {error}.") from error
 
 
 def read_json(file: Path) -> dict[str, Any]:
