@@ -17,8 +17,8 @@ from dedicate_operator.store import EndpointRecord, Store, key_of
 
 _LOG = logging.getLogger(__name__)
 
-# Reasons of conditions that are False in the ordinary course of things.
-_USUAL_REASONS = frozenset({"UpToDate", "Starting", "Suspended", "ScaledToZero", "NotAdmitted"})
+# Reasons in the ordinary course of things; not worth a warning, and of a new endpoint not worth an Event.
+_USUAL_REASONS = frozenset({"NotAdmitted", "RollingOut", "ScaledToZero", "Starting", "Suspended", "UpToDate"})
 
 
 class StatusWriter(Protocol):
@@ -52,7 +52,8 @@ class Reporter:
             raise
         self._store.put_endpoint(resource)
         for condition in find_news(stamped, record.status):
-            await self._tell(record, condition)
+            if record.status or condition["reason"] not in _USUAL_REASONS:
+                await self._tell(record, condition)
 
     async def _tell(self, record: EndpointRecord, condition: Json) -> None:
         manifest = build_event(record, condition, name=uuid.uuid4().hex[:16], now=self._now())

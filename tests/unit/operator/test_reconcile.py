@@ -134,7 +134,7 @@ async def test_first_pass_makes_everything_in_order(world):
         ("apply", "Ingress", "chat"),
         ("status", "DedicatedEndpoint", "chat"),
     ]
-    assert ("Normal", "Valid") in world.cluster.events
+    assert world.cluster.events == [("Normal", "Valid")]
 
 
 async def test_second_pass_costs_no_request(world):
