@@ -1,6 +1,7 @@
 """The model's tokenizer, as its folder describes it, without transformers and therefore without torch.
 
-Reads `tokenizer.json`, which is made first where a repository has older files alone, and from `tokenizer_config.json` what that file does not say: which tokens begin and end a text.
+Reads `tokenizer.json`, which is made first where a repository has older files alone, and from `tokenizer_config.json`
+what that file does not say: which tokens begin and end a text.
 """
 
 from __future__ import annotations

@@ -234,6 +234,10 @@ async def test_prompt_malformed_is_refused(api, prompt):
     assert_refused(await api.complete(prompt), 400, param="prompt")
 
 
+async def test_prompt_lists_are_bounded(api):
+    assert_refused(await api.complete(["x"] * 600, n=2), 400, param="prompt")
+
+
 async def test_prompt_choice_index_is_j_times_n_plus_i(api):
     response = await api.complete(["a", "b"], n=2)
     prompts = [request.prompt_token_ids[-1] for request in api.engine.requests]
