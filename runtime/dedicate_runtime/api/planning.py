@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from dedicate_runtime.api.served_model import ServedModel
 
 _MAX_SEQUENCES = 1024
-"""Of one request. Arbitrary, over what a queue admits by default; a list of prompts must not cost before it is refused."""
+"""Of one request. Arbitrary, over what a queue admits by default: a list must not cost before it is refused."""
 
 
 def check_together(wire: GenerationRequest) -> None:
