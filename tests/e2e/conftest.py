@@ -16,6 +16,7 @@ from dev.cluster.addons import INGRESS_CLASS
 from dev.demo import objects
 from dev.demo.completion import Client
 from dev.demo.endpoint import await_ready, find_condition, read_key
+from dev.demo.errors import DemoError
 from dev.demo.kube import Kube, await_value, build_namespace
 from dev.demo.model_folder import MODEL_FOLDER, ensure_models_folder
 from dev.images.api import push_images
@@ -28,6 +29,7 @@ MODEL_URI = f"pvc://{objects.MODELS_CLAIM}/{MODEL_FOLDER}"
 READY_S = 420
 GONE_S = 120
 CONDITION_S = 120
+TAIL = ("--tail=60", "--prefix", "--timestamps")
 
 
 def pytest_collection_modifyitems(items):
@@ -36,6 +38,25 @@ def pytest_collection_modifyitems(items):
         for item in items:
             if "tests/e2e/" in item.nodeid:
                 item.add_marker(pytest.mark.skip(reason="a cluster with a node needs root"))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item):
+    """Add to the report of a failed test what the cluster looked like."""
+    report = yield
+    kube = item.funcargs.get("kube")
+    if report.failed and kube is not None:
+        for title, arguments in {
+            "endpoints and pods": ("get", "dedicatedendpoints,pods", "--all-namespaces", "--output=wide"),
+            "events": ("get", "events", f"--namespace={NAMESPACE}", "--sort-by=.lastTimestamp"),
+            "operator": ("logs", f"--namespace={objects.OPERATOR_NAMESPACE}", f"deployment/{objects.RELEASE}", *TAIL),
+            "runtime": ("logs", f"--namespace={NAMESPACE}", "--selector=dedicate.dev/endpoint=shared", *TAIL),
+        }.items():
+            try:
+                report.sections.append((title, kube.kubectl(*arguments)))
+            except DemoError as error:
+                report.sections.append((title, str(error)))
+    return report
 
 
 @dataclass(frozen=True)
@@ -86,8 +107,8 @@ class Endpoints:
         return await_value(f"{kind} of {name} is one of {sorted(reasons)}, saw {seen}", ask, deadline_s=deadline_s)
 
     def children(self, name):
-        """Return `kind/name` of everything that carries the endpoint's label."""
-        kinds = "deployments,replicasets,pods,services,endpointslices,ingresses,secrets,persistentvolumeclaims"
+        """Return `kind/name` of what carries the endpoint's label; a cache claim may be kept and is not counted."""
+        kinds = "deployments,replicasets,pods,services,endpointslices,ingresses,secrets"
         items = self.kube.items(kinds, self.namespace, f"dedicate.dev/endpoint={name}")
         return sorted(f"{item['kind']}/{item['metadata']['name']}" for item in items)
 

@@ -18,7 +18,7 @@ EXPECTED = {
     "smallest.yaml": NO_HUB,
     "cpu-only.yaml": {"HubUnreachable", "Unschedulable"},
     "pvc-model.yaml": {"DeviceUnavailable", "Unschedulable"},
-    "private-hub-model.yaml": {"SecretNotFound"},
+    "private-hub-model.yaml": {"SecretNotFound", "Unschedulable"},
     "two-replicas.yaml": {"Unschedulable", "ClaimNotFound"},
 }
 
@@ -37,3 +37,7 @@ def test_an_example_is_taken_and_says_what_holds_it_back(examples, path):
         assert condition["message"]
     finally:
         examples.delete(name)
+        # Caches are kept by default; the next test shall not find one.
+        examples.kube.kubectl(
+            "delete", "pvc", f"--namespace={examples.namespace}", f"{name}-cache", "--ignore-not-found"
+        )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 
 import httpx
 
@@ -40,52 +41,69 @@ def test_an_edited_deployment_is_put_right(kube, endpoints, shared):
     endpoints.await_served("shared")
 
 
+class Asker(threading.Thread):
+    """A client that asks one question after the other until it is stopped."""
+
+    BODY = {"model": "smollm", "prompt": "Once upon a time", "max_tokens": 12, "temperature": 0}
+
+    def __init__(self, served):
+        super().__init__()
+        self.problems = []
+        self.num_answers = 0
+        self._served = served
+        self._stop_asking = threading.Event()
+
+    def run(self):
+        with httpx.Client(timeout=120, trust_env=False) as client:
+            while not self._stop_asking.is_set():
+                try:
+                    answer = client.post(
+                        f"{self._served.url}/completions", json=self.BODY, headers=self._served.headers
+                    )
+                    answer.raise_for_status()
+                except httpx.HTTPError as error:
+                    self.problems.append(f"{time.time():.1f} {error!r}")
+                self.num_answers += 1
+
+    def __enter__(self):
+        self.start()
+        return self
+
+    def __exit__(self, *_exception):
+        self._stop_asking.set()
+        self.join(timeout=180)
+
+
 def test_a_rolling_update_drops_no_request(kube, endpoints, shared):
     """The new pod is ready before the old one goes, and the old one answers what it has begun."""
-    stop, problems, answered = threading.Event(), [], []
-    body = {"model": "smollm", "prompt": "Once upon a time", "max_tokens": 12, "temperature": 0}
 
-    def ask_on():
-        with httpx.Client(timeout=120, trust_env=False) as client:
-            while not stop.is_set():
-                try:
-                    answer = client.post(f"{shared.url}/completions", json=body, headers=shared.headers)
-                except httpx.HTTPError as error:
-                    problems.append(repr(error))
-                    continue
-                answered.append(answer.status_code)
-                if answer.status_code != 200:
-                    problems.append(answer.text)
+    def pods():
+        return {pod["metadata"]["uid"] for pod in kube.items("pods", "e2e", "dedicate.dev/endpoint=shared")}
 
-    asking = threading.Thread(target=ask_on)
-    asking.start()
-    try:
-        old = {pod["metadata"]["uid"] for pod in kube.items("pods", "e2e", "dedicate.dev/endpoint=shared")}
+    def is_over():
+        rolled_out = is_rolled_out(kube.get("deployment", "shared", "e2e"))
+        return True if rolled_out and pods() and not pods() & old else None
+
+    old = pods()
+    with Asker(shared) as asker:
         endpoints.apply(
-            "shared", rollout={"strategy": "RollingUpdate"}, runtime={"env": [{"name": "TURN", "value": "2"}]}
+            "shared",
+            rollout={"strategy": "RollingUpdate"},
+            runtime={"env": [{"name": "TURN", "value": "2"}]},
+            # Ingress controllers gather changes for a while before they act: Traefik for two seconds.
+            termination={"preStopSeconds": 15, "drainSeconds": 60},
         )
         await_ready(kube, "shared", "e2e", print, deadline_s=READY_S)
-
-        def is_over():
-            pods = {pod["metadata"]["uid"] for pod in kube.items("pods", "e2e", "dedicate.dev/endpoint=shared")}
-            rolled_out = is_rolled_out(kube.get("deployment", "shared", "e2e"))
-            return True if rolled_out and pods and not pods & old else None
-
         await_value("the old pod has gone", is_over, deadline_s=READY_S)
-    finally:
-        stop.set()
-        asking.join(timeout=180)
-    assert not problems
-    assert len(answered) > 5
-    endpoints.apply("shared")
-    endpoints.await_served("shared")
+    assert not asker.problems
+    assert asker.num_answers > 5
 
 
 def test_a_lack_of_gpus_stands_on_the_endpoint(endpoints):
-    endpoints.apply("greedy", accelerator={"count": 16})
+    endpoints.apply("greedy", accelerator={"resourceName": "example.com/gpu", "count": 1})
     condition = endpoints.await_condition("greedy", "Ready", {"Unschedulable"})
     assert condition["status"] == "False"
-    assert "nvidia.com/gpu" in condition["message"]
+    assert "Insufficient example.com/gpu" in condition["message"]
     endpoints.delete("greedy")
 
 
