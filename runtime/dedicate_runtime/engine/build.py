@@ -37,6 +37,8 @@ def build_engine(config: EngineConfig) -> tuple[Engine, ModelInfo]:
     """
     transformers_logging.disable_default_handler()
     transformers_logging.enable_propagation()
+    # What it warns of at load, such as missing weights, the loader refuses in a sentence of its own.
+    transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     torch.set_num_threads(count_usable_cpus())
     worker = build_worker(config)

@@ -113,6 +113,11 @@ class EngineClient:
             return 0.0
         return time.monotonic() - self._progress_at
 
+    @property
+    def process_id(self) -> int | None:
+        """The engine process; None if the engine is a thread."""
+        return None if self._process is None else self._process.pid
+
     async def wait_ready(self) -> None:
         """Returns once a first token has been computed; however long the model takes to load.
 

@@ -127,15 +127,16 @@ def _fit_context(config: EngineConfig, context_tokens: int | None, num_blocks: i
 def _allocate(shapes: Mapping[int, LayerShape], num_blocks: int, config: EngineConfig, loaded: LoadedModel) -> KVCache:
     num_tokens = num_blocks * config.block_size
     size = num_tokens * count_bytes_per_token(shapes, loaded.dtype)
+    sentence = f"A KV cache of {num_tokens} tokens takes {format_bytes(size)}, which {loaded.device} does not have."
+    # The kernel would promise the CPU more than there is, and kill this process once it is used.
+    if size > count_free_bytes(loaded.device):
+        raise StartError(ExitCode.OUT_OF_MEMORY, sentence)
     try:
         cache = KVCache(
             shapes, num_blocks=num_blocks, block_size=config.block_size, dtype=loaded.dtype, device=loaded.device
         )
-    except RuntimeError as error:  # torch.OutOfMemoryError on CUDA; the CPU's allocator has no type of its own
-        raise StartError(
-            ExitCode.OUT_OF_MEMORY,
-            f"A KV cache of {num_tokens} tokens takes {format_bytes(size)}, which {loaded.device} does not have.",
-        ) from error
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        raise StartError(ExitCode.OUT_OF_MEMORY, sentence) from error
     _logger.info("The KV cache holds %d tokens in %s", num_tokens, format_bytes(size))
     return cache
 

@@ -151,6 +151,8 @@ def _call_from_pretrained(
             attn_implementation=IMPLEMENTATION,
             trust_remote_code=config.trust_remote_code,
             use_safetensors=True,
+            # Reported by name instead of raised in a lump; `_check_complete` refuses them.
+            ignore_mismatched_sizes=True,
             local_files_only=True,
             output_loading_info=True,
         )
