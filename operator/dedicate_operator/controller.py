@@ -153,7 +153,8 @@ class Controller:
                 at_least_s = (error.retry_after_s if isinstance(error, ClusterError) else None) or 0.0
                 delay_s = self._queue.retry(key, at_least_s)
                 _LOG.warning(
-                    "reconcile failed", extra={"endpoint": str(key), "error": str(error), "retry_in_s": delay_s}
+                    "reconcile failed",
+                    extra={"endpoint": str(key), "error": str(error) or "deadline exceeded", "retry_in_s": delay_s},
                 )
             except Exception:  # noqa: BLE001 - the boundary of one endpoint's pass; logged and retried
                 # A fault of ours in one endpoint's pass must not stop the others'.
