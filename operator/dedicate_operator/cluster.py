@@ -25,7 +25,7 @@ from dedicate_operator.identity import Key
 from dedicate_operator.kinds import ENDPOINT, EVENT, SECRET, Json, Kind, kind_of
 
 _REQUEST_TIMEOUT = httpx2.Timeout(15.0, connect=5.0)
-# The API server sends a bookmark about once a minute; a watch that is silent for longer is dead.
+# The API server sends a bookmark about once a minute of kinds that change at all.
 _WATCH_TIMEOUT = httpx2.Timeout(15.0, connect=5.0, read=90.0)
 _WATCH_SECONDS = 300
 _PAGE_SIZE = 500
@@ -98,10 +98,13 @@ class Cluster:
     async def watch(
         self, kind: Kind, namespace: str | None, version: str, *, labels: str | None = None
     ) -> AsyncIterator[WatchEvent]:
-        """Yield changes after `version`, bookmarks included, until the server ends the stream, which it does regularly.
+        """Yield changes after `version`, bookmarks included, until the stream ends.
+
+        The server ends it regularly, and the client when it was silent for long: then nothing happened, or the
+        connection is dead, and only a new one tells which.
 
         Raises:
-            ClusterError: with code 410 when the version is too old, with none when the stream broke or fell silent.
+            ClusterError: with code 410 when the version is too old, with none when the stream broke.
         """
         params = {
             "allowWatchBookmarks": "true",
@@ -121,6 +124,8 @@ class Cluster:
                     yield _parse_event(line)
             finally:
                 await response.aclose()
+        except httpx2.ReadTimeout:
+            return
         except httpx2.HTTPError as error:
             raise ClusterError(f"watch of {kind} broke: {error!r}") from error
 

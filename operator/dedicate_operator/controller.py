@@ -118,7 +118,7 @@ class Controller:
         self._tasks.append(task)
 
     async def _run(self) -> None:
-        await self._resync()
+        await self.resync()
         for watcher in self._watchers:
             await watcher.synced.wait()
         self._is_synced = True
@@ -127,9 +127,10 @@ class Controller:
             self._spawn(self._work(), f"worker {index}")
         while True:
             await asyncio.sleep(_RESYNC_PERIOD_S)
-            await self._resync()
+            await self.resync()
 
-    async def _resync(self) -> None:
+    async def resync(self) -> None:
+        """List every endpoint, as often as it takes, and work on what differs from what is known."""
         for namespace in self._namespaces:
             num_failures = 0
             while True:

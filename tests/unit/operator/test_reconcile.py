@@ -7,86 +7,16 @@ from datetime import UTC, datetime
 
 import pytest
 
-from dedicate_operator.cluster import ResourceList
 from dedicate_operator.errors import ClusterError
 from dedicate_operator.identity import Key
-from dedicate_operator.kinds import CHILDREN, DEPLOYMENT, ENDPOINT, INGRESS, POD, SERVICE, kind_of
+from dedicate_operator.kinds import CHILDREN, DEPLOYMENT, ENDPOINT, INGRESS, POD, SERVICE
 from dedicate_operator.names import TEMPLATE_HASH_ANNOTATION
 from dedicate_operator.reconcile import Reconciler
 from dedicate_operator.store import Store
 from tests.unit.operator.builders import DEFAULTS, HUB, custom_resource, pod
+from tests.unit.operator.fake_cluster import FakeCluster
 
 CHAT = Key("team", "chat")
-
-
-class FakeCluster:
-    """Keeps objects by kind and key, counts versions, and tells a store what a watch would."""
-
-    def __init__(self):
-        self.objects = {}
-        self.events = []
-        self.pod_events = []
-        self.secrets = {}
-        self.writes = []
-        self.reads = []
-        self.refusals = {}
-        self.version = 100
-
-    def put(self, kind, resource):
-        self.version += 1
-        resource = copy.deepcopy(resource)
-        resource["metadata"] |= {"resourceVersion": str(self.version)}
-        resource["metadata"].setdefault("uid", f"uid-{self.version}")
-        resource["metadata"].setdefault("generation", 1)
-        self.objects[kind, Key(resource["metadata"]["namespace"], resource["metadata"]["name"])] = resource
-        return copy.deepcopy(resource)
-
-    def _write(self, verb, kind, name):
-        self.writes.append((verb, str(kind), name))
-        if error := self.refusals.get(kind):
-            raise error
-
-    async def fetch(self, kind, key):
-        self.reads.append((str(kind), key.name))
-        return copy.deepcopy(self.objects.get((kind, key)))
-
-    async def fetch_list(self, kind, namespace, *, labels=None, fields=None):
-        self.reads.append((str(kind), fields))
-        return ResourceList(copy.deepcopy(self.pod_events), "1")
-
-    async def apply(self, manifest):
-        kind, name = kind_of(manifest), manifest["metadata"]["name"]
-        self._write("apply", kind, name)
-        old = self.objects.get((kind, Key(manifest["metadata"]["namespace"], name)), {})
-        merged = copy.deepcopy(manifest)
-        if old:
-            merged["metadata"]["uid"] = old["metadata"]["uid"]
-        return self.put(kind, merged)
-
-    async def overwrite(self, manifest):
-        self.writes.append(("overwrite", str(kind_of(manifest)), manifest["metadata"]["name"]))
-        return self.put(kind_of(manifest), manifest)
-
-    async def apply_status(self, key, uid, status):
-        self._write("status", ENDPOINT, key.name)
-        resource = self.objects.get((ENDPOINT, key))
-        if resource is None or resource["metadata"]["uid"] != uid:
-            raise ClusterError("not found", code=404)
-        return self.put(ENDPOINT, resource | {"status": copy.deepcopy(status)})
-
-    async def create_secret(self, manifest):
-        self._write("create", "Secret", manifest["metadata"]["name"])
-        name = manifest["metadata"]["name"]
-        return self.secrets.setdefault(name, manifest) is manifest
-
-    async def create_event(self, manifest):
-        self.events.append((manifest["type"], manifest["reason"]))
-        if error := self.refusals.get("Event"):
-            raise error
-
-    async def delete(self, kind, key):
-        self._write("delete", kind, key.name)
-        self.objects.pop((kind, key), None)
 
 
 class World:

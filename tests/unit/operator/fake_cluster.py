@@ -1,0 +1,96 @@
+"""An API server as a dictionary, behind the seam that the real client fills."""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+
+from dedicate_operator.cluster import ResourceList
+from dedicate_operator.errors import ClusterError
+from dedicate_operator.identity import Key
+from dedicate_operator.kinds import ENDPOINT, EVENT, kind_of
+
+
+class FakeCluster:
+    """Keeps objects by kind and key and counts versions, as an API server does."""
+
+    def __init__(self):
+        self.objects = {}
+        self.events = []
+        self.pod_events = []
+        self.secrets = {}
+        self.writes = []
+        self.reads = []
+        self.refusals = {}
+        self.version = 100
+        self.is_closed = False
+        self.refuse_name = None
+
+    def put(self, kind, resource):
+        self.version += 1
+        resource = copy.deepcopy(resource)
+        resource["metadata"] |= {"resourceVersion": str(self.version)}
+        resource["metadata"].setdefault("uid", f"uid-{self.version}")
+        resource["metadata"].setdefault("generation", 1)
+        self.objects[kind, Key(resource["metadata"]["namespace"], resource["metadata"]["name"])] = resource
+        return copy.deepcopy(resource)
+
+    def _write(self, verb, kind, name):
+        self.writes.append((verb, str(kind), name))
+        if error := self.refusals.get(kind):
+            raise error
+        if name == self.refuse_name:
+            raise ClusterError("refused")
+
+    async def fetch(self, kind, key):
+        self.reads.append((str(kind), key.name))
+        return copy.deepcopy(self.objects.get((kind, key)))
+
+    async def fetch_list(self, kind, namespace, *, labels=None, fields=None):
+        self.reads.append((str(kind), fields))
+        if kind == EVENT:
+            return ResourceList(copy.deepcopy(self.pod_events), "1")
+        found = [item for (other, _), item in self.objects.items() if other == kind]
+        return ResourceList(copy.deepcopy(found), str(self.version))
+
+    async def watch(self, kind, namespace, version, *, labels=None):
+        """Tell nothing, for ever."""
+        await asyncio.Event().wait()
+        yield
+
+    async def close(self):
+        self.is_closed = True
+
+    async def apply(self, manifest):
+        kind, name = kind_of(manifest), manifest["metadata"]["name"]
+        self._write("apply", kind, name)
+        old = self.objects.get((kind, Key(manifest["metadata"]["namespace"], name)), {})
+        merged = copy.deepcopy(manifest)
+        if old:
+            merged["metadata"]["uid"] = old["metadata"]["uid"]
+        return self.put(kind, merged)
+
+    async def overwrite(self, manifest):
+        self.writes.append(("overwrite", str(kind_of(manifest)), manifest["metadata"]["name"]))
+        return self.put(kind_of(manifest), manifest)
+
+    async def apply_status(self, key, uid, status):
+        self._write("status", ENDPOINT, key.name)
+        resource = self.objects.get((ENDPOINT, key))
+        if resource is None or resource["metadata"]["uid"] != uid:
+            raise ClusterError("not found", code=404)
+        return self.put(ENDPOINT, resource | {"status": copy.deepcopy(status)})
+
+    async def create_secret(self, manifest):
+        self._write("create", "Secret", manifest["metadata"]["name"])
+        name = manifest["metadata"]["name"]
+        return self.secrets.setdefault(name, manifest) is manifest
+
+    async def create_event(self, manifest):
+        self.events.append((manifest["type"], manifest["reason"]))
+        if error := self.refusals.get("Event"):
+            raise error
+
+    async def delete(self, kind, key):
+        self._write("delete", kind, key.name)
+        self.objects.pop((kind, key), None)

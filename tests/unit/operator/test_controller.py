@@ -1,0 +1,119 @@
+"""The tasks together: what starts when, what a failure does, what the probes are told."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from dedicate_operator.controller import Controller
+from dedicate_operator.errors import ClusterError
+from dedicate_operator.identity import Key
+from dedicate_operator.kinds import DEPLOYMENT, ENDPOINT, INGRESS, SERVICE
+from dedicate_operator.settings import Settings
+from tests.unit.operator.builders import DEFAULTS, HUB, custom_resource
+from tests.unit.operator.fake_cluster import FakeCluster
+
+CHAT = Key("team", "chat")
+
+
+@pytest.fixture
+def cluster():
+    return FakeCluster()
+
+
+@pytest.fixture
+async def controller(cluster):
+    made = Controller(Settings(DEFAULTS), cluster)
+    yield made
+    await made.stop()
+    assert cluster.is_closed
+
+
+async def eventually(look, timeout_s=10.0):
+    """Give way to the other tasks until `look` is true."""
+    async with asyncio.timeout(timeout_s):
+        while not look():  # noqa: ASYNC110 - what it looks at is a dictionary, which wakes nobody
+            await asyncio.sleep(0.005)
+
+
+async def test_endpoints_that_are_there_are_served(cluster, controller):
+    cluster.put(ENDPOINT, custom_resource())
+    assert not controller.is_ready()
+    controller.start()
+    await eventually(lambda: "status" in cluster.objects[ENDPOINT, CHAT])
+    assert (DEPLOYMENT, CHAT) in cluster.objects
+    assert controller.is_ready()
+    assert controller.find_fault() is None
+
+
+async def test_path_is_judged_only_with_all_endpoints_known(cluster, controller):
+    spec = HUB | {"dedicate": "shared"}
+    young = custom_resource("young", spec, created="2026-01-02T00:00:00Z")
+    cluster.put(ENDPOINT, custom_resource("old", spec, created="2026-01-01T00:00:00Z"))
+    # kopf has told of the younger one alone so far.
+    controller.observe_endpoint(None, cluster.put(ENDPOINT, young))
+    controller.start()
+    await eventually(lambda: all("status" in item for (kind, _), item in cluster.objects.items() if kind == ENDPOINT))
+    assert (INGRESS, Key("team", "young")) not in cluster.objects
+    assert ("apply", "Ingress", "young") not in cluster.writes
+
+
+async def test_later_events_are_worked_on(cluster, controller):
+    controller.start()
+    await eventually(controller.is_ready)
+    controller.observe_endpoint("ADDED", cluster.put(ENDPOINT, custom_resource()))
+    await eventually(lambda: "status" in cluster.objects[ENDPOINT, CHAT])
+    service = cluster.objects.pop((SERVICE, CHAT))
+    controller.remove_child(SERVICE, service)
+    await eventually(lambda: (SERVICE, CHAT) in cluster.objects)
+
+
+async def test_deletion_that_nobody_told_of_is_found_and_the_path_passed_on(cluster, controller):
+    spec = HUB | {"dedicate": "shared"}
+    for name, day in (("old", 1), ("young", 2)):
+        cluster.put(ENDPOINT, custom_resource(name, spec, created=f"2026-01-0{day}T00:00:00Z"))
+    controller.start()
+    await eventually(lambda: "status" in cluster.objects[ENDPOINT, Key("team", "young")])
+    del cluster.objects[ENDPOINT, Key("team", "old")]
+    cluster.version += 1
+    await controller.resync()
+    await eventually(lambda: (INGRESS, Key("team", "young")) in cluster.objects)
+
+
+async def test_one_endpoint_that_fails_does_not_hold_up_the_others(cluster, controller):
+    cluster.refuse_name = "broken"
+    cluster.put(ENDPOINT, custom_resource("broken"))
+    cluster.put(ENDPOINT, custom_resource("chat"))
+    controller.start()
+    await eventually(lambda: "status" in cluster.objects[ENDPOINT, CHAT])
+    assert "status" not in cluster.objects[ENDPOINT, Key("team", "broken")]
+    assert controller.find_fault() is None
+    cluster.refuse_name = None
+    await eventually(lambda: "status" in cluster.objects[ENDPOINT, Key("team", "broken")])
+
+
+async def test_first_list_is_tried_until_it_succeeds(cluster, controller, monkeypatch):
+    answers = [ClusterError("down"), ClusterError("down", code=503)]
+    fetch_list = cluster.fetch_list
+
+    async def fail_first(kind, namespace, **selectors):
+        if kind == ENDPOINT and answers:
+            raise answers.pop()
+        return await fetch_list(kind, namespace, **selectors)
+
+    monkeypatch.setattr(cluster, "fetch_list", fail_first)
+    controller.start()
+    await eventually(controller.is_ready)
+    assert not answers
+
+
+async def test_task_that_ends_is_a_fault(cluster, controller, monkeypatch):
+    async def crash(kind, namespace, **selectors):
+        raise RuntimeError("a fault of ours")
+
+    monkeypatch.setattr(cluster, "fetch_list", crash)
+    controller.start()
+    await eventually(lambda: controller.find_fault() is not None)
+    assert "has ended" in controller.find_fault()
+    assert not controller.is_ready()
