@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import logging
-import math
-import os
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -18,15 +15,13 @@ from dedicate_runtime.errors import ExitCode, StartError
 from dedicate_runtime.scheduler.block_manager import BlockManager
 from dedicate_runtime.scheduler.scheduler import Scheduler, SchedulerLimits
 from dedicate_runtime.worker.build import build_worker
+from dedicate_runtime.worker.machine import count_usable_cpus
 
 if TYPE_CHECKING:
     from dedicate_runtime.core.config import EngineConfig
     from dedicate_runtime.core.request import ModelInfo
 
 _logger = logging.getLogger(__name__)
-
-_CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")
-"""`<quota> <period>` in microseconds, or `max <period>`. Source: the kernel's cgroup-v2 documentation."""
 
 
 def build_engine(config: EngineConfig) -> tuple[Engine, ModelInfo]:
@@ -38,7 +33,7 @@ def build_engine(config: EngineConfig) -> tuple[Engine, ModelInfo]:
     transformers_logging.disable_default_handler()
     transformers_logging.enable_propagation()
     # What it warns of at load, such as missing weights, the loader refuses in a sentence of its own.
-    transformers_logging.set_verbosity_error()
+    transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     torch.set_num_threads(count_usable_cpus())
     worker = build_worker(config)
@@ -52,16 +47,6 @@ def build_engine(config: EngineConfig) -> tuple[Engine, ModelInfo]:
     engine = Engine(Scheduler(limits, blocks), worker.runner, vocab_size=worker.model.vocab_size)
     _compute_first_token(engine)
     return engine, worker.model
-
-
-def count_usable_cpus() -> int:
-    """CPUs that this process may use: its affinity, and its container's quota rounded up."""
-    num_cpus = len(os.sched_getaffinity(0))
-    if _CPU_QUOTA.exists():
-        quota, period = _CPU_QUOTA.read_text().split()
-        if quota != "max":
-            num_cpus = min(num_cpus, max(math.ceil(int(quota) / int(period)), 1))
-    return num_cpus
 
 
 def _compute_first_token(engine: Engine) -> None:

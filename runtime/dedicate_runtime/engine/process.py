@@ -154,6 +154,7 @@ def main() -> int:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     connection = Connection(socket.socket(fileno=int(sys.argv[1])))
     logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[_ForwardingHandler(connection)])
+    logging.captureWarnings(capture=True)
     # Imported here: torch takes seconds, and whoever imports this module for `serve` needs none of it.
     from dedicate_runtime.engine.build import build_engine  # noqa: PLC0415
 

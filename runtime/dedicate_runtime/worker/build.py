@@ -16,7 +16,7 @@ from dedicate_runtime.worker.checkpoint import check_folder
 from dedicate_runtime.worker.hub import resolve_model
 from dedicate_runtime.worker.kv_cache import KVCache, LayerShape, count_bytes_per_token
 from dedicate_runtime.worker.loader import LoadedModel, choose_device, find_context_tokens, load_model, read_config
-from dedicate_runtime.worker.memory import count_free_bytes, format_bytes
+from dedicate_runtime.worker.machine import count_free_bytes, format_bytes
 from dedicate_runtime.worker.model_check import check_stepwise, inspect_layers
 from dedicate_runtime.worker.model_runner import ModelRunner
 

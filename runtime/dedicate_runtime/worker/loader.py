@@ -18,7 +18,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from dedicate_runtime.core.config import DeviceChoice, DtypeChoice, EngineConfig
 from dedicate_runtime.errors import ExitCode, StartError
 from dedicate_runtime.worker.attention import IMPLEMENTATION, register_attention
-from dedicate_runtime.worker.memory import count_free_bytes, format_bytes
+from dedicate_runtime.worker.machine import count_free_bytes, format_bytes
 
 if TYPE_CHECKING:
     from pathlib import Path
