@@ -94,10 +94,9 @@ def test_greedy_tokens_are_those_of_generate_in_float32(folder, prompts):
         expected[name] = ids[0, len(prompt) :].tolist()
     engine, _ = build_engine(make_config(folder))
     assert run(engine, prompts) == expected
-    tight, _ = build_engine(
-        make_config(folder, kv_cache_tokens=256, max_model_len=256, block_size=8, max_num_batched_tokens=40)
-    )
-    assert run(tight, prompts) == expected
+    short = {name: prompts[name] for name in ("p1", "p9")}
+    tight, _ = build_engine(make_config(folder, kv_cache_tokens=64, max_model_len=48, block_size=8))
+    assert run(tight, short) == {name: expected[name] for name in short}
     assert tight.stats.num_preemptions > 0
 
 

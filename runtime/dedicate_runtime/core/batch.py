@@ -1,7 +1,8 @@
 """One step's work as the scheduler hands it to the model runner, and what the runner hands back. Frozen values.
 
 A batch is a list of rows, each a run of consecutive tokens of one sequence. Rows that decode (one token, the newest)
-come first, rows that prefill after them, so that the runner can slice instead of gather.
+come first, short sequences before long ones, and rows that prefill after them: the runner can slice instead of gather,
+and rows of like length are neighbours.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ class ScheduledRow:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScheduledBatch:
-    """All rows of one step; `rows[:num_decode_rows]` feed one token each."""
+    """All rows of one step; `rows[:num_decode_rows]` feed one token each, in ascending order of `start`."""
 
     rows: tuple[ScheduledRow, ...]
     num_decode_rows: int

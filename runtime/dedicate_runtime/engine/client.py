@@ -134,6 +134,7 @@ class EngineClient:
         Raises:
             QueueFullError: the bounded queue has no room for all of them.
             EngineUnavailableError: not READY, or draining.
+            ValueError: an id is that of an unfinished request.
         """
         if self._state is not EngineState.READY or self._is_draining:
             reason = "shutting down" if self._is_draining else f"not ready ({self._state.value})"
@@ -142,6 +143,8 @@ class EngineClient:
             raise QueueFullError(
                 f"The queue is full: {len(self._streams)} of at most {self._max_sequences} sequences are unfinished."
             )
+        if any(request.request_id in self._streams for request in requests):
+            raise ValueError("a request id is in use")
         stream = GroupStream([request.request_id for request in requests], abort=self._abort)
         for request in requests:
             self._streams[request.request_id] = stream

@@ -104,7 +104,7 @@ def serve(connection: Connection, build: EngineBuilder, *, on_end: Callable[[], 
         return
     except Exception as error:  # the edge: a fault of ours must reach the operator as one, too
         _logger.exception("The engine failed to start")
-        sentence = f"The engine failed to start: {type(error).__name__}: {error}"
+        sentence = f"The engine failed to start: {type(error).__name__}: {' '.join(str(error).split())}"
         connection.send(wire.StartFailed(exit_code=ExitCode.INTERNAL_ERROR, sentence=sentence))
         return
     connection.send(wire.Ready(model=model, stats=engine.stats))

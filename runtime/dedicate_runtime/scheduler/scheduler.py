@@ -133,7 +133,7 @@ class Scheduler:
         return ScheduledBatch(rows=tuple(rows), num_decode_rows=len(decoding))
 
     def _schedule_decodes(self) -> list[Sequence]:
-        """Finds a slot for the next token of each decoding sequence, preempting from the young end."""
+        """Finds a slot for the next token of each decoding sequence, preempting from the young end; shortest first."""
         decoding = []
         # The list shrinks from its end while it is walked: whoever was preempted is not reached.
         for sequence in self._running:
@@ -146,7 +146,7 @@ class Scheduler:
                     self._preempt_youngest()
             if sequence.status is SequenceStatus.RUNNING:
                 decoding.append(sequence)
-        return decoding
+        return sorted(decoding, key=lambda sequence: sequence.num_tokens)
 
     def _has_slot(self, sequence: Sequence) -> bool:
         return self._blocks.count_blocks(sequence.num_tokens) <= len(sequence.block_table)

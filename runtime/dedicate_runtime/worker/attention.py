@@ -17,7 +17,7 @@ from transformers import AttentionInterface
 
 if TYPE_CHECKING:
     from dedicate_runtime.worker.kv_cache import KVCache
-    from dedicate_runtime.worker.step_inputs import PrefillView, StepInputs
+    from dedicate_runtime.worker.step_inputs import DecodeView, PrefillView, StepInputs
 
 IMPLEMENTATION = "dedicate_paged"
 BACKEND_ARGUMENT = "dedicate_attention"
@@ -114,7 +114,7 @@ def register_attention() -> None:
 class TorchPagedAttention:
     """The reference: gathers each row's keys and values and leaves the arithmetic to torch.
 
-    All decode rows share one padded gather and one call; each prefill row has a call of its own.
+    Decode rows of like length share one padded gather and one call; each prefill row has a call of its own.
     """
 
     def __init__(self, cache: KVCache, inputs: StepInputs) -> None:
@@ -126,16 +126,20 @@ class TorchPagedAttention:
     ) -> torch.Tensor:
         """See `AttentionBackend.attend`; the new keys and values are in the cache afterwards."""
         self._cache.store(layer, self._inputs.slot_mapping, key.transpose(0, 1), value.transpose(0, 1))
+        window = variant.sliding_window
         parts = [
-            self._attend_prefill(layer, (query, key, value), view, variant)
-            for view in self._inputs.prefill_views(variant.sliding_window)
+            self._attend_decode(layer, query[:, view.first : view.last], view, variant)
+            for view in self._inputs.decode_views(window)
         ]
-        if self._inputs.num_decode_rows:
-            parts.insert(0, self._attend_decode(layer, query[:, : self._inputs.num_decode_rows], variant))
+        parts += [
+            self._attend_prefill(layer, (query, key, value), view, variant)
+            for view in self._inputs.prefill_views(window)
+        ]
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
-    def _attend_decode(self, layer: int, query: torch.Tensor, variant: AttentionVariant) -> torch.Tensor:
-        view = self._inputs.decode_view(variant.sliding_window)
+    def _attend_decode(
+        self, layer: int, query: torch.Tensor, view: DecodeView, variant: AttentionVariant
+    ) -> torch.Tensor:
         num_rows, num_keys = view.slots.shape
         keys, values = self._cache.gather(layer, view.slots.view(-1))
         num_kv_heads = keys.shape[1]

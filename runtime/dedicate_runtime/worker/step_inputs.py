@@ -17,14 +17,20 @@ if TYPE_CHECKING:
     from dedicate_runtime.core.batch import ScheduledBatch, ScheduledRow
 
 
+_MIN_GROUP_KEYS = 64
+"""Rows with no more keys than this share a group, whatever their lengths; arbitrary: a call costs more than padding."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DecodeView:
-    """What `num_decode_rows` newest tokens look at.
+    """What the decode rows [first, last) of the batch, which are of like length, look at.
 
     slots: (num_rows, num_keys) int64, padded with slot 0
     mask: (num_rows, 1, 1, num_keys) bool, True where a key is real; None if all are
     """
 
+    first: int
+    last: int
     slots: torch.Tensor
     mask: torch.Tensor | None
 
@@ -58,15 +64,15 @@ class StepInputs:
     num_decode_rows: int
     block_size: int
     device: torch.device
-    _decode_views: dict[int | None, DecodeView] = field(default_factory=dict)
+    _decode_views: dict[int | None, list[DecodeView]] = field(default_factory=dict)
     _prefill_views: dict[int | None, list[PrefillView]] = field(default_factory=dict)
 
-    def decode_view(self, window: int | None) -> DecodeView:
-        """Keys of the decode rows; with a `window` only the last that many of each."""
-        view = self._decode_views.get(window)
-        if view is None:
-            view = self._decode_views[window] = self._build_decode_view(window)
-        return view
+    def decode_views(self, window: int | None) -> list[DecodeView]:
+        """Keys of the decode rows, by groups of like length; with a `window` only the last that many of each row."""
+        views = self._decode_views.get(window)
+        if views is None:
+            views = self._decode_views[window] = self._build_decode_views(window)
+        return views
 
     def prefill_views(self, window: int | None) -> list[PrefillView]:
         """One view for each row after the decode rows."""
@@ -75,8 +81,20 @@ class StepInputs:
             views = self._prefill_views[window] = self._build_prefill_views(window)
         return views
 
-    def _build_decode_view(self, window: int | None) -> DecodeView:
-        rows = self.rows[: self.num_decode_rows]
+    def _build_decode_views(self, window: int | None) -> list[DecodeView]:
+        """Groups rows so that none is padded to more than twice its length: one long row must not cost all others."""
+        num_keys = [row.end if window is None else min(row.end, window) for row in self.rows[: self.num_decode_rows]]
+        views = []
+        first = 0
+        while first < len(num_keys):
+            limit = max(2 * num_keys[first], _MIN_GROUP_KEYS)
+            last = next((i for i in range(first, len(num_keys)) if num_keys[i] > limit), len(num_keys))
+            views.append(self._build_decode_view(first, last, window))
+            first = last
+        return views
+
+    def _build_decode_view(self, first: int, last: int, window: int | None) -> DecodeView:
+        rows = self.rows[first:last]
         lengths = np.array([row.end for row in rows])
         starts = np.zeros_like(lengths) if window is None else np.maximum(lengths - window, 0)
         num_keys = int((lengths - starts).max())
@@ -89,7 +107,7 @@ class StepInputs:
         blocks = np.take_along_axis(tables, positions // self.block_size, axis=1)
         slots = np.where(is_real, blocks * self.block_size + positions % self.block_size, 0)
         mask = None if is_real.all() else self._to_device(is_real[:, None, None, :])
-        return DecodeView(slots=self._to_device(slots), mask=mask)
+        return DecodeView(first=first, last=last, slots=self._to_device(slots), mask=mask)
 
     def _build_prefill_views(self, window: int | None) -> list[PrefillView]:
         views = []

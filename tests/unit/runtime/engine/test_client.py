@@ -187,6 +187,24 @@ async def test_full_queue_refuses_a_group_whole(ready):
     await client.submit([make_request("f"), make_request("g")])
 
 
+async def test_id_in_use_is_refused(ready):
+    client, _ = ready
+    await client.submit([make_request("a")])
+    with pytest.raises(ValueError, match="in use"):
+        await client.submit([make_request("a")])
+
+
+async def test_silence_shows_while_an_answer_is_owed(ready):
+    client, engine = ready
+    await client.submit([make_request("a")])
+    first = client.last_progress_s
+    await asyncio.sleep(0.01)
+    assert client.last_progress_s > first
+    engine.step(SequenceOutput(request_id=RequestId("a"), finish_reason=FinishReason.LENGTH))
+    await client.drain(PATIENCE_S)
+    assert client.last_progress_s == 0.0
+
+
 async def test_closed_stream_aborts_what_is_unfinished_and_only_that(ready):
     client, engine = ready
     stream = await client.submit([make_request("a"), make_request("b")])

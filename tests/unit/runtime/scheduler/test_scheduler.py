@@ -62,6 +62,13 @@ def test_decoding_comes_before_prefill():
     assert batch.rows[0].output_position == 1
 
 
+def test_decoding_rows_are_sorted_by_length():
+    scheduler = make_scheduler(budget=16)
+    scheduler.add([make_request("long", 9), make_request("short", 2)])
+    run_step(scheduler)
+    assert [row.request_id for row in run_step(scheduler)[0].rows] == ["short", "long"]
+
+
 def test_arrivals_are_served_in_order_and_none_is_overtaken():
     scheduler = make_scheduler(seqs=4, num_blocks=8, block_size=4, max_model_len=32)
     scheduler.add([make_request("a", 8, max_tokens=8), make_request("long", 24), make_request("short", 1)])

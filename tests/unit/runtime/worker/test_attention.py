@@ -19,9 +19,10 @@ BLOCK_SIZE = 4
 CPU = torch.device("cpu")
 
 ROWS = [
-    # (cached tokens, fed tokens, block table): decode, decode, chunk with a past, prompt
-    (9, 1, (5, 2, 9)),
+    # (cached tokens, fed tokens, block table): short and long decodes, a chunk with a past, a prompt
     (0, 1, (1,)),
+    (9, 1, (5, 2, 9)),
+    (90, 1, tuple(range(10, 33))),
     (6, 5, (3, 8, 4)),
     (0, 7, (6, 7)),
 ]
@@ -48,7 +49,7 @@ def make_batch():
         )
         for index, (cached, fed, table) in enumerate(ROWS)
     )
-    return ScheduledBatch(rows=rows, num_decode_rows=2)
+    return ScheduledBatch(rows=rows, num_decode_rows=3)
 
 
 def attend_by_hand(query, keys, values, start, variant):
@@ -75,9 +76,9 @@ def test_output_is_that_of_each_row_alone(name):
     variant = VARIANTS[name]
     generator = torch.Generator().manual_seed(3)
     shape = LayerShape(num_kv_heads=NUM_KV_HEADS, key_dim=KEY_DIM, value_dim=VALUE_DIM)
-    cache = KVCache({0: shape}, num_blocks=9, block_size=BLOCK_SIZE, dtype=torch.float32, device=CPU)
+    cache = KVCache({0: shape}, num_blocks=32, block_size=BLOCK_SIZE, dtype=torch.float32, device=CPU)
     # Whatever earlier owners left behind must not be read, not even with weight zero.
-    all_slots = torch.arange(BLOCK_SIZE, 10 * BLOCK_SIZE)
+    all_slots = torch.arange(BLOCK_SIZE, 33 * BLOCK_SIZE)
     poison = torch.full((len(all_slots), NUM_KV_HEADS, KEY_DIM), torch.nan)
     cache.store(0, all_slots, poison, poison[..., :VALUE_DIM])
 
@@ -98,14 +99,14 @@ def test_output_is_that_of_each_row_alone(name):
     output = TorchPagedAttention(cache, inputs).attend(
         0, torch.cat(query, 1), torch.cat(key, 1), torch.cat(value, 1), variant
     )
-    assert output.shape == (14, NUM_HEADS, VALUE_DIM)
+    assert output.shape == (15, NUM_HEADS, VALUE_DIM)
     torch.testing.assert_close(output, torch.cat(expected), atol=1e-5, rtol=1e-5)
 
 
 def test_tokens_have_the_positions_and_slots_of_their_rows():
     inputs = build_step_inputs(make_batch(), block_size=BLOCK_SIZE, device=CPU)
-    assert inputs.positions.tolist() == [[9, 0, 6, 7, 8, 9, 10, 0, 1, 2, 3, 4, 5, 6]]
-    assert inputs.slot_mapping.tolist() == [37, 4, 34, 35, 16, 17, 18, 24, 25, 26, 27, 28, 29, 30]
+    assert inputs.positions.tolist() == [[0, 9, 90, 6, 7, 8, 9, 10, 0, 1, 2, 3, 4, 5, 6]]
+    assert inputs.slot_mapping.tolist() == [4, 37, 130, 34, 35, 16, 17, 18, 24, 25, 26, 27, 28, 29, 30]
 
 
 def test_null_block_is_never_written_and_reads_as_zero():
@@ -116,3 +117,12 @@ def test_null_block_is_never_written_and_reads_as_zero():
         assert keys.dtype is dtype
         assert not keys.any()
         assert not values.any()
+
+
+def test_long_row_does_not_pad_the_short_ones():
+    inputs = build_step_inputs(make_batch(), block_size=BLOCK_SIZE, device=CPU)
+    assert [(view.first, view.last, view.slots.shape[1]) for view in inputs.decode_views(None)] == [
+        (0, 2, 10),
+        (2, 3, 91),
+    ]
+    assert [(view.first, view.last, view.slots.shape[1]) for view in inputs.decode_views(3)] == [(0, 3, 3)]
