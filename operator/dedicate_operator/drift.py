@@ -62,12 +62,12 @@ def _find_in_list(desired: Sequence[Any], observed: Any, path: tuple[str, ...]) 
     if not isinstance(observed, Sequence) or isinstance(observed, str):
         return path
     keys = _LIST_KEYS.get(path[-1])
-    if keys is None or not all(isinstance(item, Mapping) for item in (*desired, *observed)):
+    if keys is None or not all(isinstance(item, Mapping) and set(keys) <= item.keys() for item in desired):
         if len(desired) != len(observed):
             return path
         pairs = list(zip(desired, observed, strict=True))
     else:
-        present = {tuple(item.get(key) for key in keys): item for item in observed}
+        present = {tuple(item.get(key) for key in keys): item for item in observed if isinstance(item, Mapping)}
         pairs = [(item, present.get(tuple(item.get(key) for key in keys))) for item in desired]
     found = (_find(item, other, (*path, str(index))) for index, (item, other) in enumerate(pairs))
     return next((item for item in found if item is not None), None)

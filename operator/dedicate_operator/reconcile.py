@@ -72,7 +72,7 @@ class Reconciler:
         self._cluster = cluster
         self._store = store
         self._defaults = defaults
-        self._api_keys = ApiKeys(cluster)
+        self._api_keys = ApiKeys(cluster, now=now)
         self._reporter = Reporter(cluster, store, now=now)
 
     async def reconcile(self, key: Key) -> float | None:

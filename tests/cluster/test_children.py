@@ -179,5 +179,5 @@ def test_endpoint_made_anew_gets_children_of_its_own(namespace):
         secret = namespace.secret("seallm-api-keys")
         return secret and secret["metadata"]["ownerReferences"][0]["uid"] == uid
 
-    eventually(has_own_secret, COLLECTION_S)
+    eventually(has_own_secret, 2 * COLLECTION_S)
     namespace.await_condition("seallm", "Accepted", "True", "Valid")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import pytest
 
@@ -156,11 +156,31 @@ async def test_children_of_a_former_endpoint_are_waited_for(world):
     assert ("create", "Secret", "chat-api-keys") in world.cluster.writes
     # The Secret that is there may be the former endpoint's: look again once it has been collected.
     assert requeue_s > 0
+    # Events in between do not shorten the wait.
+    world.now += timedelta(seconds=1)
+    assert await world.reconcile() == requeue_s - 1
+    assert world.cluster.writes == []
+    world.now += timedelta(seconds=requeue_s)
+    assert await world.reconcile() > requeue_s
     world.cluster.secrets.clear()
+    world.now += timedelta(seconds=600)
     assert await world.reconcile() is None
     assert world.cluster.writes[0] == ("create", "Secret", "chat-api-keys")
     await world.reconcile()
     assert world.cluster.writes == []
+
+
+async def test_secret_that_stays_is_taken_for_its_own_in_the_end(world):
+    world.add()
+    world.cluster.secrets["chat-api-keys"] = {}
+    pauses = []
+    while (pause_s := await world.reconcile()) is not None:
+        pauses.append(pause_s)
+        world.now += timedelta(seconds=pause_s)
+    assert pauses == [5, 15, 30, 60, 120]
+    await world.reconcile()
+    assert world.cluster.writes == []
+    assert world.cluster.secrets["chat-api-keys"] == {}
 
 
 async def test_secret_that_pods_miss_is_made_again(world):
