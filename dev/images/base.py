@@ -1,7 +1,8 @@
 """The base image where no registry offers one: Debian with Python, by debootstrap.
 
 It stands in for `python:3.11-slim-bookworm`, which the Dockerfiles name by default. Cached as a tar archive; the key
-covers what is installed, not what Debian publishes, so a point release comes with `make clean`.
+covers what is installed, not what Debian publishes and not how this file is worded: each change of it makes the
+dependencies' layers anew. A point release comes with `make clean`.
 """
 
 from __future__ import annotations
@@ -23,10 +24,12 @@ _NEEDLESS = (
     "usr/share/doc", "usr/share/man", "usr/share/locale", "usr/share/info", "usr/share/lintian",
     "var/lib/apt/lists", "var/cache/apt", "var/cache/debconf", "var/log",
 )  # fmt: skip
+# Times stay: Python checks its byte code against them. debootstrap leaves devices behind.
+_TAR_OPTIONS = ("--numeric-owner", "--sort=name", "--exclude=./dev/*")
 _DEBOOTSTRAP_TIMEOUT_S = 900  # arbitrary: 60 MB of packages over a slow line
 
 DOCKERFILE = Path(__file__).with_name("base.Dockerfile")
-KEY = content_key([Path(__file__), DOCKERFILE])
+KEY = content_key([DOCKERFILE], salt=repr((_SUITE, _PACKAGES, _NEEDLESS, _TAR_OPTIONS)))
 
 
 def ensure_base_archive(log: Path, say: Callable[[str], None]) -> Path:
@@ -44,17 +47,8 @@ def ensure_base_archive(log: Path, say: Callable[[str], None]) -> Path:
         root, result = Path(scratch) / "root", Path(scratch) / "result"
         result.mkdir()
         _bootstrap(root, log)
-        # Names in order and one time, so that equal files make an equal layer. debootstrap leaves devices behind.
-        tar = [
-            "tar",
-            "--create",
-            f"--directory={root}",
-            "--numeric-owner",
-            "--sort=name",
-            "--mtime=@0",
-            "--exclude=./dev/*",
-        ]
-        run_logged([*tar, f"--file={result / 'base.tar'}", "."], log, timeout_s=120)
+        tar = ["tar", "--create", f"--directory={root}", *_TAR_OPTIONS, f"--file={result / 'base.tar'}", "."]
+        run_logged(tar, log, timeout_s=120)
         result.rename(folder)
     return folder
 

@@ -41,10 +41,11 @@ def test_an_edited_deployment_is_put_right(kube, endpoints, shared):
     endpoints.await_served("shared")
 
 
+QUESTION = {"model": "smollm", "prompt": "Once upon a time", "max_tokens": 12, "temperature": 0}
+
+
 class Asker(threading.Thread):
     """A client that asks one question after the other until it is stopped."""
-
-    BODY = {"model": "smollm", "prompt": "Once upon a time", "max_tokens": 12, "temperature": 0}
 
     def __init__(self, served):
         super().__init__()
@@ -57,9 +58,7 @@ class Asker(threading.Thread):
         with httpx.Client(timeout=120, trust_env=False) as client:
             while not self._stop_asking.is_set():
                 try:
-                    answer = client.post(
-                        f"{self._served.url}/completions", json=self.BODY, headers=self._served.headers
-                    )
+                    answer = client.post(f"{self._served.url}/completions", json=QUESTION, headers=self._served.headers)
                     answer.raise_for_status()
                 except httpx.HTTPError as error:
                     self.problems.append(f"{time.time():.1f} {error!r}")
