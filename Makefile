@@ -18,12 +18,15 @@ export UV_CACHE_DIR := $(CACHE)/uv/cache
 help: ## List the targets
 	@sed -nE -e 's/^##@ (.*)/\n\1/p' -e 's/^([a-z0-9-]+):.*## (.*)/  \1\t\2/p' Makefile | expand -t 18
 
+DEMO_OPTIONS = $(if $(CONTEXT),--context $(CONTEXT)) $(if $(INGRESS_PORT),--ingress-port $(INGRESS_PORT)) \
+               $(addprefix --values ,$(VALUES))
+
 ##@ Use
-demo: venv ## A real cluster, the chart, an endpoint and a completion through the ingress; CONTEXT= for a cluster of your own
-	@$(RUN) -m dev.demo up $(if $(CONTEXT),--context $(CONTEXT))
+demo: venv ## A real cluster, the chart, an endpoint and a completion through the ingress; INGRESS_PORT=, or CONTEXT= VALUES=
+	@$(RUN) -m dev.demo up $(DEMO_OPTIONS)
 
 down: venv ## End everything that demo started; caches stay
-	@$(RUN) -m dev.demo down
+	@$(RUN) -m dev.demo down $(DEMO_OPTIONS)
 
 clean: venv ## The same, and remove the caches and the environment
 	@$(RUN) -m dev.demo clean
