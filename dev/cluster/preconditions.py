@@ -54,7 +54,7 @@ def _check_node(ingress_port: int | None) -> None:
     if os.geteuid() != 0:
         raise PreconditionError("A cluster with a node must be started as root: it makes namespaces and a link.")
     if ingress_port is not None and not is_port_free(ingress_port):
-        raise PreconditionError(f"Port {ingress_port} on 127.0.0.1 is taken; choose another for the ingress (INGRESS_PORT= or --ingress-port).")
+        raise PreconditionError(f"Port {ingress_port} on 127.0.0.1 is taken; choose another with INGRESS_PORT=.")
     find_python_tool("traefik")
     if missing_packages() and shutil.which("apt-get") is None:
         raise PreconditionError(f"Please install {', '.join(missing_packages())}; there is no apt-get to do it here.")
