@@ -31,6 +31,7 @@ _GIB = 1 << 30
 # Measured from empty caches: packages, programs, images, their copy in the registry and their unpacked copy.
 _COLD_DISK_BYTES = 28 * _GIB
 _READY_DEADLINE_S = 900  # the first pull and unpacking of 5.6 GB, on a slow disk
+_GONE_DEADLINE_S = 400  # preStop, drain and grace of an endpoint's pod, by its defaults
 _QUESTION = "What is Kubernetes, in one sentence?"
 _HUB_MODEL = "hf://HuggingFaceTB/SmolLM2-135M-Instruct"
 
@@ -104,10 +105,13 @@ def end_local(progress: Progress) -> None:
 def end_remote(progress: Progress, context: str) -> None:
     """Remove from a cluster of the user's own what the demonstration put there; the CRD stays, as the chart says."""
     kube = Kube(context=context)
+    namespace = f"--namespace={objects.ENDPOINT_NAMESPACE}"
     with progress.step("Removing the demonstration"):
-        kube.kubectl("delete", "namespace", objects.ENDPOINT_NAMESPACE, "--ignore-not-found", timeout_s=300)
         kube.helm("uninstall", objects.RELEASE, f"--namespace={objects.OPERATOR_NAMESPACE}", "--ignore-not-found")
-        kube.kubectl("delete", "namespace", objects.OPERATOR_NAMESPACE, "--ignore-not-found", timeout_s=300)
+        # Pods first: a namespace with pods in it is looked at again only after half of their grace period.
+        kube.kubectl("delete", "deployments", "--all", "--cascade=foreground", namespace, timeout_s=_GONE_DEADLINE_S)
+        for name in (objects.ENDPOINT_NAMESPACE, objects.OPERATOR_NAMESPACE):
+            kube.kubectl("delete", "namespace", name, "--ignore-not-found", timeout_s=_GONE_DEADLINE_S)
 
 
 def remove_caches(progress: Progress) -> None:
