@@ -18,7 +18,7 @@ from dedicate_runtime.engine.build import build_engine
 from dedicate_runtime.errors import ExitCode, StartError
 
 VOCAB_SIZE = 320
-NUM_NEW_TOKENS = 40
+NUM_NEW_TOKENS = 24
 PROMPT_LENGTHS = (1, 7, 23, 41)
 
 SMALL = {

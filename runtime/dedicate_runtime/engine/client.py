@@ -31,7 +31,7 @@ _logger = logging.getLogger(__name__)
 _END_DEADLINE_S = 5.0
 """For the engine process to end by itself once its socket is closed; arbitrary."""
 
-_ENGINE_ENVIRONMENT = {"GOMP_SPINCOUNT": "1000"}
+_ENGINE_ENVIRONMENT = {"GOMP_SPINCOUNT": "10000"}
 """Unless set already. By default OpenMP's threads spin at each barrier for milliseconds; on a machine whose cores have
 other work too, this process for one, that made a step twenty times slower."""
 
