@@ -23,6 +23,17 @@ def pytest_configure(config):
     config.stash[_DETAILS] = {}
 
 
+def pytest_collection_modifyitems(items):
+    """Run the tiers in the order above: what is quick first, and no cluster idles beside the tests of another tier."""
+    order = list(_TIERS)
+    items.sort(key=lambda item: order.index(tier) if (tier := _tier_of(item.nodeid)) else len(order))
+
+
+def _tier_of(nodeid):
+    parts = nodeid.split("/")
+    return parts[1] if parts[0] == "tests" and parts[1] in _TIERS else None
+
+
 @pytest.fixture(scope="session")
 def ran_against(request):
     """Record, for the summary, what a tier really ran against: `ran_against("e2e", "Kubernetes v1.34.2")`."""
@@ -38,8 +49,7 @@ def pytest_terminal_summary(terminalreporter, config):
     outcomes = {tier: Counter() for tier in _TIERS}
     for outcome in ("passed", "failed", "skipped", "error"):
         for report in terminalreporter.stats.get(outcome, []):
-            tier = report.nodeid.split("/")[1] if report.nodeid.startswith("tests/") else None
-            if tier in outcomes:
+            if tier := _tier_of(report.nodeid):
                 outcomes[tier][outcome] += 1
     terminalreporter.section("tiers")
     for tier, counts in outcomes.items():

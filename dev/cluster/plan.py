@@ -110,8 +110,11 @@ class ClusterPlan:
 
     @property
     def cgroup(self) -> str:
-        """Path below each cgroup hierarchy that holds every pod of this cluster."""
-        return f"/dedicate/{self.name}"
+        """Path below each cgroup hierarchy that holds every pod of this cluster.
+
+        The slot is part of it: names are unique below one state folder only, slots on the whole machine.
+        """
+        return f"/dedicate/{self.slot_number}-{self.name}"
 
     def binary(self, name: str) -> str:
         return self.binaries[name]

@@ -71,7 +71,7 @@ def test_the_kubelet_trusts_nobody_without_a_name(plan: ClusterPlan, paths: Clus
     config = build_kubelet_config(plan, paths)
     assert config["authentication"]["anonymous"] == {"enabled": False}
     assert config["authorization"] == {"mode": "Webhook"}
-    assert config["cgroupRoot"] == "/dedicate/one"
+    assert config["cgroupRoot"] == "/dedicate/3-one"
 
 
 def test_pods_take_addresses_of_the_slot(plan: ClusterPlan) -> None:
