@@ -14,7 +14,7 @@ from dedicate_runtime.engine.build import build_engine
 from dev.model.api import ensure_model
 
 NUM_NEW_TOKENS = 20
-TIGHT = {"kv_cache_tokens": 160, "block_size": 4, "max_model_len": 128}
+TIGHT = {"kv_cache_tokens": 128, "block_size": 4, "max_model_len": 128}
 """A cache that holds the longest sequence and little more."""
 TEXTS = (
     "The capital of France is",
@@ -134,7 +134,9 @@ def test_sampled_tokens_are_the_same_alone_in_company_and_in_any_order(engine, p
 
 
 def test_sampled_tokens_survive_preemption(build, engine, prompts):
-    requests = [make_request(name, prompt, seed=7, repetition_penalty=1.2) for name, prompt in prompts.items()]
+    requests = [
+        make_request(name, prompt, seed=7, repetition_penalty=1.2) for name, prompt in list(prompts.items())[:5]
+    ]
     tight = build(max_num_seqs=6, max_num_batched_tokens=32, **TIGHT)
     assert run(tight, requests) == run(engine, requests)
     assert tight.stats.num_preemptions > 0
