@@ -11,6 +11,8 @@ STAMP  := $(VENV)/.installed-$(shell cat requirements/dev.txt pyproject.toml | s
 PYTEST := $(RUN) -m pytest
 
 export UV_CACHE_DIR := $(CACHE)/uv/cache
+# OpenMP's threads spin at barriers for milliseconds; several torch processes on few cores then wait for each other.
+export GOMP_SPINCOUNT ?= 10000
 
 .PHONY: help demo down clean serve test test-unit test-contract test-runtime test-cluster test-e2e test-gpu \
         lint format extras images bench tools venv lock
