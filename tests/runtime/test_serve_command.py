@@ -34,8 +34,8 @@ def served(tmp_path):
             break
     yield process, lines
     if process.poll() is None:
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+        process.terminate()  # not killed: it has a runtime to take with it
+    process.wait(90)
     process.stdout.close()
 
 
