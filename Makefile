@@ -1,5 +1,7 @@
 # Dedicate: a table of contents. Recipes longer than a few lines live in dev/; this file names them.
 SHELL := /bin/bash
+# Without it a check that is piped into `tail` could not fail.
+.SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
 
 CACHE  := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/dedicate
