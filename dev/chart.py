@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import yaml
 
-from dev.cluster.toolchain import HELM, build_module, find_assets
+from dev.cluster.toolchain import obtain_helm
 from dev.paths import REPOSITORY
 
 CHART = REPOSITORY / "charts" / "dedicate"
@@ -23,17 +21,6 @@ _NAMESPACE = "dedicate-system"
 
 class ChartError(Exception):
     """Helm refused the chart or its values; the message is Helm's own."""
-
-
-def find_helm() -> Path:
-    """Return the path of Helm, built from its pinned module where it is not yet."""
-    own = find_assets(os.environ.get("KUBEBUILDER_ASSETS"), ["helm"])
-    if own:
-        return Path(own["helm"])
-    binary = HELM.output / "helm"
-    if not binary.exists():
-        build_module(HELM, "1 of 1")
-    return binary
 
 
 def render(values: dict[str, Any] | None = None, *arguments: str, namespace: str = _NAMESPACE) -> list[dict[str, Any]]:
@@ -59,7 +46,7 @@ def run_helm(arguments: Sequence[str], *, stdin: str | None = None) -> str:
     Raises:
         ChartError: it failed.
     """
-    command = [str(find_helm()), *arguments]
+    command = [obtain_helm(), *arguments]
     result = subprocess.run(command, input=stdin, capture_output=True, text=True, timeout=60, check=False)
     if result.returncode != 0:
         raise ChartError((result.stderr or result.stdout).strip())

@@ -112,8 +112,8 @@ def obtain_binaries(profile: Profile) -> dict[str, str]:
 
 
 def obtain_helm() -> str:
-    """Return the path of Helm, built if need be, for somebody who brings a cluster of their own."""
-    if not (HELM.output / "helm").exists():
+    """Return the path of Helm, built from its pinned module where it is not yet; needs no cluster."""
+    if not find_assets(os.environ.get("KUBEBUILDER_ASSETS"), HELM.programs) and not (HELM.output / "helm").exists():
         check_go()
         build_module(HELM, "1 of 1")
     return _locate(HELM)["helm"]

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from dev.chart import CHART, find_helm
-from dev.cluster.toolchain import find_python_tool
+from dev.chart import CHART
+from dev.cluster.toolchain import find_python_tool, obtain_helm
 from dev.demo.errors import DemoError
 
 Manifest = dict[str, Any]
@@ -46,7 +46,7 @@ class Kube:
         """
         options = [f"--kubeconfig={self.kubeconfig}"] if self.kubeconfig else []
         options += [f"--kube-context={self.context}"] if self.context else []
-        return _run([str(find_helm()), *options, *arguments], stdin, timeout_s)
+        return _run([obtain_helm(), *options, *arguments], stdin, timeout_s)
 
     def apply(self, *manifests: Manifest) -> None:
         """Apply objects as `kubectl apply` does."""

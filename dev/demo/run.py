@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from dev.chart import find_helm
 from dev.cluster import preconditions
 from dev.cluster.addons import INGRESS_CLASS
 from dev.cluster.api import DEFAULT_NAME, Cluster
 from dev.cluster.locks import is_locked
 from dev.cluster.plan import NUM_SLOTS, Profile
 from dev.cluster.slots import slot_lock
+from dev.cluster.toolchain import obtain_helm
 from dev.demo import objects
 from dev.demo.completion import Client
 from dev.demo.endpoint import await_ready, read_key
@@ -59,7 +59,7 @@ def run_local(progress: Progress, *, ingress_port: int) -> None:
     with progress.step("Cluster: control plane, node, ingress") as say:
         cluster = Cluster(DEFAULT_NAME, Profile.NODE, ingress_port=ingress_port, say=say)
         cluster.up()
-        find_helm()
+        obtain_helm()
     with progress.step("Images: operator and runtime") as say:
         images = push_images(RECIPES, cluster.registry, say)
     with progress.step("Model: SmolLM2-135M-Instruct"):
@@ -88,7 +88,7 @@ def run_remote(progress: Progress, remote: Remote) -> None:
             "and IMAGE_TAG if it is not the chart's version; or give --values FILE."
         )
     with progress.step("Helm"):
-        find_helm()
+        obtain_helm()
     values = objects.build_registry_values(remote.registry, remote.tag) if remote.registry else {}
     _deploy(kube, progress, values, remote.value_files)
     client = _serve(kube, progress, remote.model_uri or _HUB_MODEL)

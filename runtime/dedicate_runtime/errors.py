@@ -44,7 +44,3 @@ class QueueFullError(RequestError):
 
 class EngineUnavailableError(RequestError):
     """The engine is loading, draining or dead; the request may succeed elsewhere or later."""
-
-
-class EngineStepError(RequestError):
-    """A step failed while this request was in it; the engine goes on."""
