@@ -13,7 +13,13 @@ from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn, TypeVar
 
-from dedicate_runtime.core.config import DeviceChoice, DtypeChoice, EngineConfig
+from dedicate_runtime.core.config import (
+    AttentionChoice,
+    DeviceChoice,
+    DtypeChoice,
+    EngineConfig,
+    QuantizationChoice,
+)
 from dedicate_runtime.errors import ExitCode, StartError
 
 if TYPE_CHECKING:
@@ -62,6 +68,10 @@ class Settings:
     served_model_names: tuple[str, ...]
     dedicate: str
     dtype: DtypeChoice
+    quantization: QuantizationChoice
+    attention_backend: AttentionChoice
+    deterministic: bool
+    disable_prefix_cache: bool
     max_model_len: int | None
     device: DeviceChoice
     trust_remote_code: bool
@@ -75,6 +85,7 @@ class Settings:
     max_num_seqs: int
     max_num_batched_tokens: int
     max_queued_requests: int
+    max_queued_tokens: int
     kv_cache_tokens: int | None
     drain_seconds: float
     failure_file: Path | None
@@ -93,6 +104,11 @@ class Settings:
             max_num_batched_tokens=self.max_num_batched_tokens,
             max_queued_requests=self.max_queued_requests,
             kv_cache_tokens=self.kv_cache_tokens,
+            quantization=self.quantization,
+            attention_backend=self.attention_backend,
+            is_deterministic=self.deterministic,
+            has_prefix_cache=not self.disable_prefix_cache,
+            max_queued_tokens=self.max_queued_tokens,
         )
 
 
@@ -155,6 +171,10 @@ def _build_parser(environment: Mapping[str, str]) -> argparse.ArgumentParser:
     )
     required("--dedicate", _segment, "URL segment: routes live under /{dedicate}")
     option("--dtype", _choice(DtypeChoice), "auto", "auto, float32, bfloat16 or float16")
+    option("--quantization", _choice(QuantizationChoice), "none", "none or int8 (weights, at load; CPU only)")
+    option("--attention-backend", _choice(AttentionChoice), "auto", "auto, torch, native (CPU) or triton (CUDA)")
+    flag("--deterministic", "the same bits for the same request, whatever else is computed")
+    flag("--disable-prefix-cache", "compute every prompt anew")
     option("--max-model-len", _integer(1), None, "longest prompt plus completion, in tokens")
     option("--device", _choice(DeviceChoice), "auto", "auto, cuda or cpu")
     flag("--trust-remote-code", "run modelling code that comes with the repository")
@@ -168,6 +188,7 @@ def _build_parser(environment: Mapping[str, str]) -> argparse.ArgumentParser:
     option("--max-num-seqs", _integer(1), "32", "sequences in one step")
     option("--max-num-batched-tokens", _integer(1), "512", "tokens in one step")
     option("--max-queued-requests", _integer(0), "256", "waiting sequences; beyond it 429")
+    option("--max-queued-tokens", _integer(1), "1048576", "prompt tokens of waiting sequences; beyond it 429")
     option("--kv-cache-tokens", _integer(1), None, "tokens that the KV cache holds")
     option("--drain-seconds", _seconds, "300", "from SIGTERM to the end of what still runs")
     option("--failure-file", Path, None, "where the sentence of a failed start is written")

@@ -43,6 +43,9 @@ class ScheduledRow:
     output_position: int
     prompt_targets: tuple[int, ...] = ()
     """The prompt token after each fed one, from the first on, where prompt logprobs are to be reported."""
+    fed_by: int | None = None
+    """Index of the row of the step before whose sampled token this row feeds, where the host does not know it yet; its
+    one token id is then a placeholder."""
     history: TokenHistory | None = None
     """Given where the row is sampled with a penalty."""
 
@@ -53,11 +56,21 @@ class ScheduledRow:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class BlockCopy:
+    """A block that is written by a sequence while others read it is copied first, and the copy written."""
+
+    source: int
+    target: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ScheduledBatch:
     """All rows of one step; `rows[:num_decode_rows]` feed one token each, in ascending order of `start`."""
 
     rows: tuple[ScheduledRow, ...]
     num_decode_rows: int
+    block_copies: tuple[BlockCopy, ...] = ()
+    """Done before any row of the batch is computed; no block is a source and a target."""
 
     @property
     def num_tokens(self) -> int:
@@ -75,3 +88,13 @@ class RowResult:
     logprobs: TokenLogprobs | None = None
     prompt_logprobs: tuple[TokenLogprobs, ...] = ()
     error: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class FinishedStep:
+    """A launched step whose results are there: what a runner returns that computes at once."""
+
+    results: list[RowResult]
+
+    def wait(self) -> list[RowResult]:
+        return self.results

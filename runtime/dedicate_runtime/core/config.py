@@ -23,6 +23,22 @@ class DtypeChoice(Enum):
     FLOAT16 = "float16"
 
 
+class QuantizationChoice(Enum):
+    """How weights are held; what is quantized here, at load, is never written anywhere."""
+
+    NONE = "none"
+    INT8 = "int8"
+
+
+class AttentionChoice(Enum):
+    """Which backend computes attention; `AUTO` takes the fastest that serves the model on its device."""
+
+    AUTO = "auto"
+    TORCH = "torch"
+    NATIVE = "native"
+    TRITON = "triton"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineConfig:
     """How one engine is started. Defaults belong to the settings; only what may be absent has one here.
@@ -45,6 +61,13 @@ class EngineConfig:
     """None sizes the KV cache from the memory that is free once the weights are loaded."""
     block_size: int = 16
     """Tokens in one KV block. Arbitrary; small blocks waste less, large ones index less."""
+    quantization: QuantizationChoice = QuantizationChoice.NONE
+    attention_backend: AttentionChoice = AttentionChoice.AUTO
+    is_deterministic: bool = False
+    """The same request gives the same bits whatever else is computed, at the price of fixed shapes."""
+    has_prefix_cache: bool = True
+    max_queued_tokens: int = 2**20
+    """Prompt tokens of all waiting sequences together."""
 
     def __post_init__(self) -> None:
         """Raises ValueError naming the field that cannot work."""

@@ -26,11 +26,23 @@ _logger = logging.getLogger(__name__)
 STEP_FAILED = "The engine failed to compute this request."
 
 
+class LaunchedStep(Protocol):
+    """A step that is being computed."""
+
+    def wait(self) -> list[RowResult]:
+        """Returns one result for each row, in order, once they are there.
+
+        Raises:
+            DeviceLostError: the device is lost; no later step can succeed.
+            Exception: anything else ends this batch alone.
+        """
+
+
 class Runner(Protocol):
     """What computes a batch; `worker.model_runner.ModelRunner` does it on a device."""
 
-    def execute(self, batch: ScheduledBatch) -> list[RowResult]:
-        """Returns one result for each row, in order.
+    def launch(self, batch: ScheduledBatch) -> LaunchedStep:
+        """Starts to compute a batch.
 
         Raises:
             DeviceLostError: the device is lost; no later step can succeed.
@@ -102,7 +114,7 @@ class Engine:
             return []
         started = time.monotonic()
         try:
-            results = self._runner.execute(batch)
+            results = self._runner.launch(batch).wait()
         except DeviceLostError:
             raise
         except Exception:  # the batch is lost, the engine is not

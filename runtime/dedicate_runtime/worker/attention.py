@@ -8,6 +8,7 @@ Source: https://huggingface.co/docs/transformers/attention_interface
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -52,6 +53,10 @@ class AttentionBackend(Protocol):
 
         query: (num_heads, num_tokens, key_dim); key, value: (num_kv_heads, num_tokens, dim) of the same tokens.
         """
+
+
+AttentionFactory = Callable[["StepInputs"], AttentionBackend]
+"""Makes the backend of one step."""
 
 
 class UnsupportedAttentionError(Exception):

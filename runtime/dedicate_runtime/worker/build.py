@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -12,6 +13,7 @@ import torch
 from dedicate_runtime.core.batch import ScheduledBatch, ScheduledRow
 from dedicate_runtime.core.request import ModelInfo, RequestId, SamplingParams
 from dedicate_runtime.errors import ExitCode, StartError
+from dedicate_runtime.worker.attention import TorchPagedAttention
 from dedicate_runtime.worker.checkpoint import check_folder
 from dedicate_runtime.worker.hub import resolve_model
 from dedicate_runtime.worker.kv_cache import KVCache, LayerShape, count_bytes_per_token
@@ -58,7 +60,7 @@ def build_worker(config: EngineConfig) -> Worker:
     num_blocks = _count_blocks(config, loaded, shapes, context_tokens)
     max_model_len = _fit_context(config, context_tokens, num_blocks)
     cache = _allocate(shapes, num_blocks, config, loaded)
-    runner = ModelRunner(loaded.model, cache, device=device)
+    runner = ModelRunner(loaded.model, cache, partial(TorchPagedAttention, cache), device=device)
     started = time.monotonic()
     check_stepwise(loaded.model, runner, block_size=config.block_size, num_blocks=num_blocks)
     _logger.info("Checked the model step by step in %.1f s", time.monotonic() - started)
@@ -156,7 +158,8 @@ def _measure_step(
         )
         torch.cuda.reset_peak_memory_stats(loaded.device)
         before = torch.cuda.memory_allocated(loaded.device)
-        ModelRunner(loaded.model, cache, device=loaded.device).execute(_build_profiling_batch(num_tokens, num_blocks))
+        runner = ModelRunner(loaded.model, cache, partial(TorchPagedAttention, cache), device=loaded.device)
+        runner.execute(_build_profiling_batch(num_tokens, num_blocks))
         return torch.cuda.max_memory_allocated(loaded.device) - before + sampling
     except torch.OutOfMemoryError as error:
         raise StartError(

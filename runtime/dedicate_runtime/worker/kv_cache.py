@@ -19,7 +19,9 @@ import numpy as np
 import torch
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
+
+    from dedicate_runtime.core.batch import BlockCopy
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,6 +70,14 @@ class KVCache:
 
         self._keys = {index: make_slots(shape.num_kv_heads, shape.key_dim) for index, shape in shapes.items()}
         self._values = {index: make_slots(shape.num_kv_heads, shape.value_dim) for index, shape in shapes.items()}
+
+    def copy_blocks(self, copies: Sequence[BlockCopy]) -> None:
+        """Copies whole blocks in all layers."""
+        sources = [copy.source for copy in copies]
+        targets = [copy.target for copy in copies]
+        for slots in (*self._keys.values(), *self._values.values()):
+            blocks = slots.view(self.num_blocks + 1, self.block_size, *slots.shape[1:])
+            blocks[targets] = blocks[sources]
 
     def store(self, layer: int, slots: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> None:
         """Writes `keys` and `values`, (num_tokens, num_kv_heads, dim) each, to `slots`, (num_tokens,) int64."""

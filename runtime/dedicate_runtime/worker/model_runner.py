@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from dedicate_runtime.core.batch import RowResult
+from dedicate_runtime.core.batch import FinishedStep, RowResult
 from dedicate_runtime.core.faults import DeviceLostError
-from dedicate_runtime.worker.attention import BACKEND_ARGUMENT, TorchPagedAttention
+from dedicate_runtime.worker.attention import BACKEND_ARGUMENT
 from dedicate_runtime.worker.logits import compute_logprobs
 from dedicate_runtime.worker.sampler import sample
 from dedicate_runtime.worker.step_inputs import build_step_inputs
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from dedicate_runtime.core.batch import ScheduledBatch, ScheduledRow
     from dedicate_runtime.core.request import TokenLogprobs
+    from dedicate_runtime.worker.attention import AttentionFactory
     from dedicate_runtime.worker.kv_cache import KVCache
 
 _BROKEN_ROW = "The model computed values that are not numbers for this request."
@@ -33,10 +34,22 @@ class ModelRunner:
     `model` is called as transformers' causal language models are; its attention must be `attention.IMPLEMENTATION`.
     """
 
-    def __init__(self, model: Any, cache: KVCache, *, device: torch.device) -> None:
+    max_steps_ahead = 0
+    """Steps that may be launched before the results of the one before are known."""
+
+    def __init__(self, model: Any, cache: KVCache, attention: AttentionFactory, *, device: torch.device) -> None:
         self._model = model
         self._cache = cache
+        self._attention = attention
         self._device = device
+
+    def launch(self, batch: ScheduledBatch) -> FinishedStep:
+        """Starts a step. This runner is done when it returns.
+
+        Raises:
+            DeviceLostError: the device is in a state that only a new process gets out of.
+        """
+        return FinishedStep(self.execute(batch))
 
     def execute(self, batch: ScheduledBatch) -> list[RowResult]:
         """Computes one step; the cache holds the batch's tokens afterwards.
@@ -51,6 +64,8 @@ class ModelRunner:
 
     def _execute(self, batch: ScheduledBatch) -> list[RowResult]:
         with torch.inference_mode():
+            if batch.block_copies:
+                self._cache.copy_blocks(batch.block_copies)
             sampled = [row for row in batch.rows if row.is_sampled]
             logits = self.compute_logits(batch, _find_logit_positions(batch))
             prompt_logprobs = _compute_prompt_logprobs(logits[len(sampled) :], batch.rows)
@@ -68,7 +83,7 @@ class ModelRunner:
             position_ids=inputs.positions,
             use_cache=False,
             logits_to_keep=torch.tensor(positions, dtype=torch.int64, device=self._device),
-            **{BACKEND_ARGUMENT: TorchPagedAttention(self._cache, inputs)},
+            **{BACKEND_ARGUMENT: self._attention(inputs)},
         )
         logits: torch.Tensor = output.logits
         return logits[0].float()

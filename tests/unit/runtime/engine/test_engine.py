@@ -6,7 +6,7 @@ import logging
 
 import pytest
 
-from dedicate_runtime.core.batch import RowResult
+from dedicate_runtime.core.batch import FinishedStep, RowResult
 from dedicate_runtime.core.faults import DeviceLostError
 from dedicate_runtime.core.request import FinishReason, Request, RequestId, SamplingParams
 from dedicate_runtime.engine.engine import STEP_FAILED, Engine
@@ -23,11 +23,11 @@ class CountingRunner:
         self.fault = None
         self.broken = set()
 
-    def execute(self, batch):
+    def launch(self, batch):
         if self.fault is not None:
             fault, self.fault = self.fault, None
             raise fault
-        return [self.answer(row) for row in batch.rows]
+        return FinishedStep([self.answer(row) for row in batch.rows])
 
     def answer(self, row):
         if row.request_id in self.broken:

@@ -7,7 +7,7 @@ import threading
 
 import pytest
 
-from dedicate_runtime.core.batch import RowResult
+from dedicate_runtime.core.batch import FinishedStep, RowResult
 from dedicate_runtime.core.config import DeviceChoice, DtypeChoice, EngineConfig
 from dedicate_runtime.core.request import FinishReason, ModelInfo, Request, RequestId, SamplingParams
 from dedicate_runtime.engine.engine import Engine
@@ -45,10 +45,10 @@ class GatedRunner:
         self.gate = threading.Semaphore(0)
         self.is_gated = False
 
-    def execute(self, batch):
+    def launch(self, batch):
         if self.is_gated:
             assert self.gate.acquire(timeout=PATIENCE_S)
-        return [RowResult(token_id=row.end if row.is_sampled else None) for row in batch.rows]
+        return FinishedStep([RowResult(token_id=row.end if row.is_sampled else None) for row in batch.rows])
 
 
 @pytest.fixture
