@@ -3,29 +3,28 @@
 from __future__ import annotations
 
 import logging
+import sys
 import time
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
 
 from dedicate_runtime.core.batch import ScheduledBatch, ScheduledRow
+from dedicate_runtime.core.config import AttentionChoice, QuantizationChoice
 from dedicate_runtime.core.request import ModelInfo, RequestId, SamplingParams
 from dedicate_runtime.errors import ExitCode, StartError
-from dedicate_runtime.worker.attention import TorchPagedAttention
+from dedicate_runtime.worker.backends import TorchBackend, choose_backend
 from dedicate_runtime.worker.checkpoint import check_folder
 from dedicate_runtime.worker.hub import resolve_model
-from dedicate_runtime.worker.kv_cache import KVCache, LayerShape, count_bytes_per_token
 from dedicate_runtime.worker.loader import LoadedModel, choose_device, find_context_tokens, load_model, read_config
 from dedicate_runtime.worker.machine import count_free_bytes, format_bytes
-from dedicate_runtime.worker.model_check import check_stepwise, inspect_layers
-from dedicate_runtime.worker.model_runner import ModelRunner
+from dedicate_runtime.worker.model_check import check_stepwise, compute_reference, inspect_layers
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from dedicate_runtime.core.config import EngineConfig
+    from dedicate_runtime.worker.backends import Backend
+    from dedicate_runtime.worker.model_runner import ModelRunner
 
 _logger = logging.getLogger(__name__)
 
@@ -56,13 +55,27 @@ def build_worker(config: EngineConfig) -> Worker:
     model_config = read_config(folder, trust_remote_code=config.trust_remote_code)
     context_tokens = _limit_context(config, find_context_tokens(model_config))
     loaded = load_model(checkpoint, model_config, config, device)
-    shapes = inspect_layers(loaded.model, device)
-    num_blocks = _count_blocks(config, loaded, shapes, context_tokens)
+    layers = inspect_layers(loaded.model, device)
+    reference = compute_reference(loaded.model, max_tokens=config.kv_cache_tokens or sys.maxsize)
+    backend = choose_backend(config, loaded, layers)
+    num_blocks = _count_blocks(config, loaded, backend, context_tokens)
     max_model_len = _fit_context(config, context_tokens, num_blocks)
-    cache = _allocate(shapes, num_blocks, config, loaded)
-    runner = ModelRunner(loaded.model, cache, partial(TorchPagedAttention, cache), device=device)
+    runner = _allocate(backend, num_blocks, config, loaded)
     started = time.monotonic()
-    check_stepwise(loaded.model, runner, block_size=config.block_size, num_blocks=num_blocks)
+    try:
+        check_stepwise(
+            loaded.model,
+            reference,
+            runner,
+            block_size=config.block_size,
+            is_quantized=config.quantization is not QuantizationChoice.NONE,
+        )
+    except StartError as error:
+        if isinstance(backend, TorchBackend) or config.attention_backend is not AttentionChoice.AUTO:
+            raise
+        # The weights have been repacked, so the model is loaded anew.
+        _logger.warning("The native kernels do not compute this model rightly, torch is used: %s", error.sentence)
+        return build_worker(replace(config, attention_backend=AttentionChoice.TORCH))
     _logger.info("Checked the model step by step in %.1f s", time.monotonic() - started)
     return Worker(
         runner=runner,
@@ -72,7 +85,7 @@ def build_worker(config: EngineConfig) -> Worker:
             max_model_len=max_model_len,
             dtype=str(loaded.dtype).removeprefix("torch."),
             device=str(device) if device.type == "cpu" else f"{device} ({torch.cuda.get_device_name(device)})",
-            attention_backend="torch",
+            attention_backend=backend.name,
             num_kv_blocks=num_blocks,
             block_size=config.block_size,
         ),
@@ -91,13 +104,11 @@ def _limit_context(config: EngineConfig, model_limit: int | None) -> int | None:
     return config.max_model_len
 
 
-def _count_blocks(
-    config: EngineConfig, loaded: LoadedModel, shapes: Mapping[int, LayerShape], context_tokens: int | None
-) -> int:
+def _count_blocks(config: EngineConfig, loaded: LoadedModel, backend: Backend, context_tokens: int | None) -> int:
     if config.kv_cache_tokens is not None:
         return -(-config.kv_cache_tokens // config.block_size)
-    bytes_per_token = count_bytes_per_token(shapes, loaded.dtype)
-    free = count_free_bytes(loaded.device) - _measure_step(config, loaded, shapes, context_tokens)
+    bytes_per_token = backend.bytes_per_token
+    free = count_free_bytes(loaded.device) - _measure_step(config, loaded, backend, context_tokens)
     num_blocks = int(free * _CACHE_SHARE[loaded.device.type]) // (bytes_per_token * config.block_size)
     if num_blocks < 1:
         raise StartError(
@@ -126,26 +137,22 @@ def _fit_context(config: EngineConfig, context_tokens: int | None, num_blocks: i
     return num_tokens
 
 
-def _allocate(shapes: Mapping[int, LayerShape], num_blocks: int, config: EngineConfig, loaded: LoadedModel) -> KVCache:
+def _allocate(backend: Backend, num_blocks: int, config: EngineConfig, loaded: LoadedModel) -> ModelRunner:
     num_tokens = num_blocks * config.block_size
-    size = num_tokens * count_bytes_per_token(shapes, loaded.dtype)
+    size = num_tokens * backend.bytes_per_token
     sentence = f"A KV cache of {num_tokens} tokens takes {format_bytes(size)}, which {loaded.device} does not have."
     # The kernel would promise the CPU more than there is, and kill this process once it is used.
     if size > count_free_bytes(loaded.device):
         raise StartError(ExitCode.OUT_OF_MEMORY, sentence)
     try:
-        cache = KVCache(
-            shapes, num_blocks=num_blocks, block_size=config.block_size, dtype=loaded.dtype, device=loaded.device
-        )
+        runner = backend.make_runner(num_blocks)
     except (torch.OutOfMemoryError, MemoryError) as error:
         raise StartError(ExitCode.OUT_OF_MEMORY, sentence) from error
     _logger.info("The KV cache holds %d tokens in %s", num_tokens, format_bytes(size))
-    return cache
+    return runner
 
 
-def _measure_step(
-    config: EngineConfig, loaded: LoadedModel, shapes: Mapping[int, LayerShape], context_tokens: int | None
-) -> int:
+def _measure_step(config: EngineConfig, loaded: LoadedModel, backend: Backend, context_tokens: int | None) -> int:
     """Bytes beside weights and cache that the largest step takes at its peak: measured on CUDA, reckoned on the CPU."""
     sampling = config.max_num_seqs * loaded.vocab_size * 4 * _SAMPLING_COPIES
     if loaded.device.type != "cuda":
@@ -153,12 +160,9 @@ def _measure_step(
     num_tokens = min(config.max_num_batched_tokens, context_tokens or config.max_num_batched_tokens)
     num_blocks = -(-num_tokens // config.block_size)
     try:
-        cache = KVCache(
-            shapes, num_blocks=num_blocks, block_size=config.block_size, dtype=loaded.dtype, device=loaded.device
-        )
+        runner = backend.make_runner(num_blocks)
         torch.cuda.reset_peak_memory_stats(loaded.device)
         before = torch.cuda.memory_allocated(loaded.device)
-        runner = ModelRunner(loaded.model, cache, partial(TorchPagedAttention, cache), device=loaded.device)
         runner.execute(_build_profiling_batch(num_tokens, num_blocks))
         return torch.cuda.max_memory_allocated(loaded.device) - before + sampling
     except torch.OutOfMemoryError as error:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import torch
@@ -40,6 +40,16 @@ class LayerShape:
 def count_bytes_per_token(shapes: Mapping[int, LayerShape], dtype: torch.dtype) -> int:
     """Bytes that one token takes in all layers together."""
     return sum(shape.num_elements for shape in shapes.values()) * dtype.itemsize
+
+
+class BlockCache(Protocol):
+    """What a runner needs to know of a cache, however its blocks are laid out."""
+
+    @property
+    def block_size(self) -> int: ...
+
+    def copy_blocks(self, copies: Sequence[BlockCopy]) -> None:
+        """Copies whole blocks in all layers."""
 
 
 def _make_zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:

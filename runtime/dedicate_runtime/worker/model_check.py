@@ -8,6 +8,7 @@ whatever carries state past the attention, looks ahead, or counts positions its 
 from __future__ import annotations
 
 import itertools
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -33,6 +34,7 @@ _CHECKED_TOKENS = 12
 
 _TOLERANCE = {torch.float32: 0.02}
 _LOW_PRECISION_TOLERANCE = 0.2
+_QUANTIZED_TOLERANCE = 0.5
 """Relative distance of logits. Equal arithmetic in another order stays far below; a model that reads differently is
 far above. Low precision may flip a router's choice, so the median over positions is compared."""
 
@@ -59,8 +61,16 @@ def refuse(model: Any, why: str) -> StartError:
     return StartError(ExitCode.UNSUPPORTED_MODEL, f"{type(model).__name__} cannot be served: {why}.")
 
 
-def inspect_layers(model: Any, device: torch.device) -> dict[int, LayerShape]:
-    """What each layer stores for a token, by the layer's index.
+@dataclass(frozen=True, slots=True)
+class AttentionLayers:
+    """What each layer stores for a token and how it attends, by the layer's index."""
+
+    shapes: dict[int, LayerShape]
+    variants: dict[int, AttentionVariant]
+
+
+def inspect_layers(model: Any, device: torch.device) -> AttentionLayers:
+    """Finds out what each layer's attention stores and asks for.
 
     Raises:
         StartError: UNSUPPORTED_MODEL naming the architecture and what it asks for.
@@ -86,7 +96,7 @@ def inspect_layers(model: Any, device: torch.device) -> dict[int, LayerShape]:
         raise refuse(model, f"its forward does not take what the engine gives it ({error})") from error
     config = model.config.get_text_config()
     _check_layers(model, config, inspector)
-    return inspector.shapes
+    return AttentionLayers(inspector.shapes, inspector.variants)
 
 
 def _check_layers(model: Any, config: Any, inspector: _LayerInspector) -> None:
@@ -102,20 +112,20 @@ def _check_layers(model: Any, config: Any, inspector: _LayerInspector) -> None:
             raise refuse(model, f"layer {layer} has a sliding window and does not say which")
 
 
-def check_stepwise(model: Any, runner: ModelRunner, *, block_size: int, num_blocks: int) -> None:
-    """Compares logits of chunks and single tokens through the engine's path with those of the model's own.
+def check_stepwise(
+    model: Any, expected: torch.Tensor, runner: ModelRunner, *, block_size: int, is_quantized: bool = False
+) -> None:
+    """Compares logits of chunks and single tokens through the engine's path with `expected`, the model's own.
 
     Uses blocks from 1 on, whose content is meaningless afterwards.
 
     Raises:
         StartError: UNSUPPORTED_MODEL.
     """
-    num_tokens = min(_CHECKED_TOKENS, block_size * num_blocks)
-    vocab_size = model.get_input_embeddings().num_embeddings
-    token_ids = tuple((7919 * position + 13) % vocab_size for position in range(num_tokens))
+    num_tokens = len(expected)
+    token_ids = _choose_tokens(model, num_tokens)
     bounds = [0, num_tokens // 2, num_tokens - 2, num_tokens - 1, num_tokens]
     with torch.inference_mode():
-        expected = _compute_at_once(model, token_ids)
         distances = []
         for start, end in itertools.pairwise(bounds):
             if end > start:
@@ -124,15 +134,23 @@ def check_stepwise(model: Any, runner: ModelRunner, *, block_size: int, num_bloc
                 reference = expected[end - 1]
                 distances.append(torch.dist(logits, reference) / reference.norm().clamp_min(1e-6))
     distance = float(torch.stack(distances).median())
-    if not distance < _TOLERANCE.get(model.dtype, _LOW_PRECISION_TOLERANCE):
+    tolerance = _QUANTIZED_TOLERANCE if is_quantized else _TOLERANCE.get(model.dtype, _LOW_PRECISION_TOLERANCE)
+    if not distance < tolerance:
         raise refuse(model, f"fed step by step it does not answer as it does at once (logits differ by {distance:.0%})")
 
 
-def _compute_at_once(model: Any, token_ids: tuple[int, ...]) -> torch.Tensor:
-    """Logits of all positions by transformers' own eager attention: (num_tokens, vocab_size) float32."""
+def _choose_tokens(model: Any, num_tokens: int) -> tuple[int, ...]:
+    vocab_size = model.get_input_embeddings().num_embeddings
+    return tuple((7919 * position + 13) % vocab_size for position in range(num_tokens))
+
+
+def compute_reference(model: Any, *, max_tokens: int) -> torch.Tensor:
+    """Logits of a short text by transformers' own eager attention: (num_tokens, vocab_size) float32."""
+    token_ids = _choose_tokens(model, min(_CHECKED_TOKENS, max_tokens))
     model.set_attn_implementation("eager")
     try:
-        output = model(input_ids=torch.tensor([token_ids], device=model.device), use_cache=False)
+        with torch.inference_mode():
+            output = model(input_ids=torch.tensor([token_ids], device=model.device), use_cache=False)
         logits: torch.Tensor = output.logits[0].float()
         return logits
     finally:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from dedicate_runtime.core.batch import ScheduledBatch, ScheduledRow
     from dedicate_runtime.core.request import TokenLogprobs
     from dedicate_runtime.worker.attention import AttentionFactory
-    from dedicate_runtime.worker.kv_cache import KVCache
+    from dedicate_runtime.worker.kv_cache import BlockCache
 
 _BROKEN_ROW = "The model computed values that are not numbers for this request."
 
@@ -37,7 +37,7 @@ class ModelRunner:
     max_steps_ahead = 0
     """Steps that may be launched before the results of the one before are known."""
 
-    def __init__(self, model: Any, cache: KVCache, attention: AttentionFactory, *, device: torch.device) -> None:
+    def __init__(self, model: Any, cache: BlockCache, attention: AttentionFactory, *, device: torch.device) -> None:
         self._model = model
         self._cache = cache
         self._attention = attention
