@@ -85,8 +85,9 @@ def rank_best(logits: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Ten
     num_rows, vocab_size = logits.shape
     num_groups = -(-vocab_size // _GROUP)
     if num_groups > count:
-        grouped = pad(logits, (0, num_groups * _GROUP - vocab_size), value=-torch.inf)
-        grouped = grouped.view(num_rows, num_groups, _GROUP)
+        num_missing = num_groups * _GROUP - vocab_size
+        padded = pad(logits, (0, num_missing), value=-torch.inf) if num_missing else logits
+        grouped = padded.view(num_rows, num_groups, _GROUP)
         maxima = grouped.amax(dim=-1)
         groups = torch.topk(_rank_keys(maxima, torch.arange(num_groups, device=logits.device)), count).indices
         ids = groups[:, :, None] * _GROUP + torch.arange(_GROUP, device=logits.device)
