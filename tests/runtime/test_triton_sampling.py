@@ -37,8 +37,10 @@ def make_columns(rows):
 
     greedy = [row.sampling.temperature < GREEDY_BELOW for row in rows]
     return SamplingColumns(
-        temperature=column([1.0 if g else r.sampling.temperature for r, g in zip(rows, greedy)], torch.float64),
-        top_k=column([1 if g else r.sampling.top_k for r, g in zip(rows, greedy)], torch.int64),
+        temperature=column(
+            [1.0 if g else r.sampling.temperature for r, g in zip(rows, greedy, strict=True)], torch.float64
+        ),
+        top_k=column([1 if g else r.sampling.top_k for r, g in zip(rows, greedy, strict=True)], torch.int64),
         top_p=column([row.sampling.top_p for row in rows], torch.float64),
         min_p=column([row.sampling.min_p for row in rows], torch.float64),
         draw=column(
