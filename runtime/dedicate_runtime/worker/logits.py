@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 
 from dedicate_runtime.core.request import TokenLogprobs
@@ -12,8 +12,10 @@ from dedicate_runtime.core.request import TokenLogprobs
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from dedicate_runtime.core.batch import ScheduledRow, TokenHistory
-    from dedicate_runtime.core.request import SamplingParams
+    from numpy.typing import NDArray
+
+    from dedicate_runtime.core.batch import ScheduledRow
+    from dedicate_runtime.worker.sampling_adjustments import RowAdjustments
 
 _SPARE_CANDIDATES = 8
 """Ranked beyond those asked for, so that equal logits at the border rarely need a full sort; arbitrary."""
@@ -22,36 +24,42 @@ _LOGPROB_ROWS = 64
 """Rows whose log-probabilities are computed at a time: bounds the copies that this takes; arbitrary."""
 
 
-def adjust_logits(logits: torch.Tensor, rows: Sequence[ScheduledRow]) -> None:
-    """Applies penalties, biases and the ban on early end tokens, in place, to the rows that have any.
+def adjust_logits(logits: torch.Tensor, rows: Sequence[ScheduledRow], adjustments: Sequence[RowAdjustments]) -> None:
+    """Applies penalties, biases and bans to the rows that have any, in place and in this order.
 
-    logits: (num_rows, vocab_size) float32.
+    Repetition as in transformers' `generate()`, prompt included; presence and frequency as OpenAI defines them.
+
+    logits: (num_rows, vocab_size) float32. adjustments: one for each row.
     """
-    for row_logits, row in zip(logits, rows, strict=True):
-        sampling = row.sampling
-        if row.history is not None:
-            _penalise(row_logits, sampling, row.history)
-        if sampling.logit_bias:
-            ids = torch.tensor(list(sampling.logit_bias), device=logits.device)
-            row_logits[ids] += torch.tensor(list(sampling.logit_bias.values()), device=logits.device)
-        if row.output_position < sampling.min_tokens and sampling.end_ids:
-            row_logits[torch.tensor(sorted(sampling.end_ids), device=logits.device)] = -torch.inf
-
-
-def _penalise(logits: torch.Tensor, sampling: SamplingParams, history: TokenHistory) -> None:
-    """Repetition as in transformers' `generate()`, prompt included; presence and frequency as OpenAI defines them."""
     device = logits.device
-    if sampling.repetition_penalty != 1.0:
-        seen = torch.tensor(sorted({*history.prompt_token_ids, *history.output_token_ids}), device=device)
-        scores = logits[seen]
-        penalty = sampling.repetition_penalty
-        logits[seen] = torch.where(scores < 0, scores * penalty, scores / penalty)
-    if sampling.presence_penalty or sampling.frequency_penalty:
-        counts = Counter(history.output_token_ids)
-        if counts:
-            ids = torch.tensor(list(counts), device=device)
-            occurrences = torch.tensor(list(counts.values()), dtype=torch.float32, device=device)
-            logits[ids] -= sampling.presence_penalty + sampling.frequency_penalty * occurrences
+    if any(len(one.seen) for one in adjustments):
+        seen = np.concatenate([one.seen for one in adjustments])
+        penalties = [
+            (row.sampling.repetition_penalty, row.sampling.presence_penalty, row.sampling.frequency_penalty)
+            for row in rows
+        ]
+        per_row = [len(one.seen) for one in adjustments]
+        places = _places(per_row, seen[:, 0], device)
+        columns = torch.from_numpy(np.repeat(np.array(penalties, dtype=np.float32), per_row, axis=0)).to(device)
+        repetition, presence, frequency = columns.unbind(-1)
+        counts = torch.from_numpy(seen[:, 1].astype(np.float32)).to(device)
+        scores = logits[places]
+        scores = torch.where(scores < 0, scores * repetition, scores / repetition)
+        logits[places] = torch.where(counts > 0, scores - (presence + frequency * counts), scores)
+    if any(len(one.biases) for one in adjustments):
+        biases = np.concatenate([one.biases for one in adjustments])
+        places = _places([len(one.biases) for one in adjustments], biases["token_id"], device)
+        added = torch.from_numpy(biases["bias"].copy()).to(device)
+        # A ban holds whatever was there: not a number, too.
+        logits[places] = torch.where(added == -torch.inf, added, logits[places] + added)
+
+
+def _places(
+    per_row: Sequence[int], token_ids: NDArray[np.int32], device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Indices of (row, token) pairs, `per_row[i]` of them in row i."""
+    rows = torch.from_numpy(np.repeat(np.arange(len(per_row)), per_row))
+    return rows.to(device), torch.from_numpy(token_ids.astype(np.int64)).to(device)
 
 
 def rank_candidates(logits: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -91,16 +99,22 @@ def compute_logprobs(logits: torch.Tensor, token_ids: Sequence[int], counts: Seq
 
 
 def _compute_part(logits: torch.Tensor, token_ids: Sequence[int], counts: Sequence[int]) -> list[TokenLogprobs]:
-    normalisers = logits.logsumexp(dim=-1, keepdim=True)
+    best = logits.amax(dim=-1, keepdim=True)
+    # Sums in double, without a copy of the row in double.
+    normalisers = best + (logits - best).exp_().sum(dim=-1, keepdim=True, dtype=torch.float64).log_()
     chosen = torch.tensor(token_ids, device=logits.device)[:, None]
     chosen_logprobs = (logits.gather(-1, chosen) - normalisers)[:, 0].tolist()
     ids, values = rank_candidates(logits, max(*counts, 1))
     top_ids, top_logprobs = ids.tolist(), (values - normalisers).tolist()
-    entries = []
-    for row, (token_id, logprob, count) in enumerate(zip(token_ids, chosen_logprobs, counts, strict=True)):
-        top = list(zip(top_ids[row][:count], top_logprobs[row][:count], strict=True))
-        if token_id not in top_ids[row][:count]:
-            top.append((token_id, logprob))
-            top.sort(key=lambda pair: (-pair[1], pair[0]))
-        entries.append(TokenLogprobs(token_id, logprob, tuple(top)))
-    return entries
+    return [
+        build_logprobs(token_id, logprob, top_ids[row][:count], top_logprobs[row][:count])
+        for row, (token_id, logprob, count) in enumerate(zip(token_ids, chosen_logprobs, counts, strict=True))
+    ]
+
+
+def build_logprobs(
+    token_id: int, logprob: float, top_ids: Sequence[int], top_logprobs: Sequence[float]
+) -> TokenLogprobs:
+    """The chosen token among the best ones, which come in descending order: last, where it is none of them."""
+    top = tuple(zip(top_ids, top_logprobs, strict=True))
+    return TokenLogprobs(token_id, logprob, top if token_id in top_ids else (*top, (token_id, logprob)))
