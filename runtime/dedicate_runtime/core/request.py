@@ -75,13 +75,14 @@ class TokenLogprobs:
     top: tuple[tuple[int, float], ...]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class SequenceOutput:
     """What one step, or several coalesced ones, brought to one sequence.
 
     `token_ids` holds new tokens in order, the end token included. `logprobs`, if asked for, has one entry for each of
     them. `prompt_logprobs` comes once, with the first output: None for the first prompt position, then one entry each.
-    `finish_reason` is set exactly once, on the last output; `error` is a sentence and only comes with `ERROR`.
+    `finish_reason` is set exactly once, on the last output; `error` is a sentence and only comes with `ERROR`. Not
+    frozen for the price of that alone; see `core.batch`.
     """
 
     request_id: RequestId
@@ -111,7 +112,12 @@ class ModelInfo:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineStats:
-    """Gauges and running totals of the engine, taken after a step."""
+    """Gauges and running totals of the engine, taken after a step.
+
+    `num_free_blocks` includes the `num_cached_blocks` that nobody holds but that still have a prefix to offer.
+    `num_prefix_hit_tokens` of `num_prefix_query_tokens` were found in the prefix cache when their sequence was first
+    admitted. A step that only decodes counts as a decode step, every other one as a prefill step.
+    """
 
     num_running: int
     num_waiting: int
@@ -122,3 +128,10 @@ class EngineStats:
     num_generated_tokens: int
     num_steps: int
     last_step_s: float
+    num_cached_blocks: int = 0
+    num_prefix_query_tokens: int = 0
+    num_prefix_hit_tokens: int = 0
+    num_decode_steps: int = 0
+    decode_steps_s: float = 0.0
+    num_prefill_steps: int = 0
+    prefill_steps_s: float = 0.0

@@ -1,4 +1,4 @@
-"""One request while it is being generated: what is known of it, what is cached, which blocks it owns.
+"""One request while it is being generated: what is known of it, what is cached, which blocks it holds.
 
 A sequence is changed by the scheduler alone. Its status moves along `TRANSITIONS` and nowhere else:
 
@@ -6,6 +6,15 @@ A sequence is changed by the scheduler alone. Its status moves along `TRANSITION
     RUNNING -> WAITING     preempted: its blocks went to an older sequence, its tokens will be computed again
     WAITING -> FINISHED    aborted or failed before it ran
     RUNNING -> FINISHED    end token, length, abort or error
+
+How far it is, in tokens from its start:
+
+    num_cached_tokens   their keys and values are in its blocks, as results that have come in say
+    num_fed_tokens      these, and those that steps in flight feed
+    num_tokens          prompt and output, as far as they are known
+                        beyond them, `num_unknown_tokens` are being sampled by steps in flight
+
+With nothing in flight the first two are equal and nothing is unknown.
 """
 
 from __future__ import annotations
@@ -39,27 +48,47 @@ class IllegalTransitionError(Exception):
 class Sequence:
     """A request, its output so far, and its place in the KV cache.
 
-    `num_cached_tokens` counts the leading tokens whose keys and values are in the blocks of `block_table`; the next
-    token to feed is the one at that position.
+    `block_table` is replaced, never changed: the same tuple is the same table.
     """
 
     __slots__ = (
         "arrival",
+        "block_hashes",
         "block_table",
+        "has_been_admitted",
+        "needs_history",
         "num_cached_tokens",
-        "output_token_ids",
+        "num_fed_tokens",
+        "num_prompt_tokens",
+        "num_published_blocks",
+        "num_unknown_tokens",
         "prompt_logprobs",
         "request",
+        "row_index",
         "status",
+        "token_ids",
     )
 
     def __init__(self, request: Request, arrival: int) -> None:
         self.request = request
         self.arrival = arrival
         self.status = SequenceStatus.WAITING
-        self.output_token_ids: list[int] = []
-        self.block_table: list[int] = []
+        self.has_been_admitted = False
+        self.needs_history = request.sampling.has_penalties
+        """True if it cannot be sampled before the host knows the token before."""
+        self.token_ids = list(request.prompt_token_ids)
+        """Prompt and output, as far as they are known."""
+        self.num_prompt_tokens = len(self.token_ids)
+        self.block_table: tuple[int, ...] = ()
         self.num_cached_tokens = 0
+        self.num_fed_tokens = 0
+        self.num_unknown_tokens = 0
+        self.row_index = 0
+        """Of its row in the newest batch; what is unknown is sampled there."""
+        self.block_hashes: list[bytes] = []
+        """Of its leading full blocks, as far as they have been needed."""
+        self.num_published_blocks = 0
+        """Leading blocks that others have been offered, or that it was given by others."""
         self.prompt_logprobs: list[TokenLogprobs | None] = []
         self.forget_prompt_logprobs()
 
@@ -70,18 +99,23 @@ class Sequence:
         )
 
     @property
-    def num_prompt_tokens(self) -> int:
-        return len(self.request.prompt_token_ids)
-
-    @property
     def num_tokens(self) -> int:
-        """Prompt and output together."""
-        return len(self.request.prompt_token_ids) + len(self.output_token_ids)
+        """Prompt and output together, as far as they are known."""
+        return len(self.token_ids)
 
     @property
-    def num_uncached_tokens(self) -> int:
+    def num_output_tokens(self) -> int:
+        return len(self.token_ids) - self.num_prompt_tokens
+
+    @property
+    def num_unfed_tokens(self) -> int:
         """Tokens that must be fed before the next one can be sampled: 1 while decoding, more in prefill."""
-        return self.num_tokens - self.num_cached_tokens
+        return len(self.token_ids) + self.num_unknown_tokens - self.num_fed_tokens
+
+    @property
+    def wants_prompt_logprobs(self) -> bool:
+        """True until the first output, with which they are delivered: what is computed again needs none."""
+        return self.request.sampling.prompt_logprobs and len(self.token_ids) == self.num_prompt_tokens
 
     def move_to(self, status: SequenceStatus) -> None:
         """Changes the status.
@@ -95,13 +129,18 @@ class Sequence:
             )
         self.status = status
 
+    def forget_blocks(self) -> None:
+        """Has nothing cached any more; the blocks are the caller's to give back."""
+        self.block_table = ()
+        self.num_cached_tokens = 0
+        self.num_published_blocks = 0
+        self.forget_steps()
+
+    def forget_steps(self) -> None:
+        """Stands where it stood before the steps that are in flight."""
+        self.num_fed_tokens = self.num_cached_tokens
+        self.num_unknown_tokens = 0
+
     def forget_prompt_logprobs(self) -> None:
         """Starts their collection again; the first prompt token follows nothing, so it has none."""
         self.prompt_logprobs = [None] if self.request.sampling.prompt_logprobs else []
-
-    def tokens_between(self, start: int, end: int) -> tuple[int, ...]:
-        """Token ids at positions [start, end), across the border of prompt and output."""
-        num_prompt_tokens = self.num_prompt_tokens
-        prompt = self.request.prompt_token_ids[start:end]
-        output = self.output_token_ids[max(start - num_prompt_tokens, 0) : max(end - num_prompt_tokens, 0)]
-        return (*prompt, *output)

@@ -13,7 +13,8 @@ from dedicate_runtime.core.request import Request, RequestId, SamplingParams
 from dedicate_runtime.engine.engine import Engine
 from dedicate_runtime.errors import ExitCode, StartError
 from dedicate_runtime.scheduler.block_manager import BlockManager
-from dedicate_runtime.scheduler.scheduler import Scheduler, SchedulerLimits
+from dedicate_runtime.scheduler.limits import SchedulerLimits
+from dedicate_runtime.scheduler.scheduler import Scheduler
 from dedicate_runtime.worker.build import build_worker
 from dedicate_runtime.worker.machine import count_usable_cpus
 
@@ -42,9 +43,11 @@ def build_engine(config: EngineConfig) -> tuple[Engine, ModelInfo]:
         max_num_batched_tokens=config.max_num_batched_tokens,
         max_sequences=config.max_sequences,
         max_model_len=worker.model.max_model_len,
+        max_queued_tokens=config.max_queued_tokens,
     )
     blocks = BlockManager(num_blocks=worker.model.num_kv_blocks, block_size=worker.model.block_size)
-    engine = Engine(Scheduler(limits, blocks), worker.runner, vocab_size=worker.model.vocab_size)
+    scheduler = Scheduler(limits, blocks, has_prefix_cache=config.has_prefix_cache)
+    engine = Engine(scheduler, worker.runner, vocab_size=worker.model.vocab_size)
     _compute_first_token(engine)
     return engine, worker.model
 

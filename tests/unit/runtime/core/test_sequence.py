@@ -28,10 +28,19 @@ def test_status_moves_along_the_table(source, target):
         assert sequence.status is source
 
 
-@pytest.mark.parametrize(
-    ("start", "end", "tokens"), [(0, 5, (1, 2, 3, 8, 9)), (2, 4, (3, 8)), (3, 4, (8,)), (0, 1, (1,)), (4, 5, (9,))]
-)
-def test_tokens_are_read_across_prompt_and_output(start, end, tokens):
-    sequence = make_sequence()
-    sequence.output_token_ids += [8, 9]
-    assert sequence.tokens_between(start, end) == tokens
+def test_tokens_to_feed_count_what_is_being_sampled():
+    sequence = make_sequence(prompt=(1, 2, 3))
+    assert (sequence.num_tokens, sequence.num_output_tokens, sequence.num_unfed_tokens) == (3, 0, 3)
+    sequence.num_fed_tokens = 3
+    sequence.num_unknown_tokens = 1
+    assert sequence.num_unfed_tokens == 1
+    sequence.forget_steps()
+    assert sequence.num_unfed_tokens == 3
+
+
+def test_prompt_logprobs_are_wanted_until_there_is_output():
+    sampling = SamplingParams(max_tokens=4, end_ids=frozenset(), prompt_logprobs=True)
+    sequence = Sequence(Request(request_id=RequestId("a"), prompt_token_ids=(1, 2), sampling=sampling), arrival=0)
+    assert sequence.wants_prompt_logprobs
+    sequence.token_ids.append(3)
+    assert not sequence.wants_prompt_logprobs

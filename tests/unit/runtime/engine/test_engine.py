@@ -11,13 +11,16 @@ from dedicate_runtime.core.faults import DeviceLostError
 from dedicate_runtime.core.request import FinishReason, Request, RequestId, SamplingParams
 from dedicate_runtime.engine.engine import STEP_FAILED, Engine
 from dedicate_runtime.scheduler.block_manager import BlockManager
-from dedicate_runtime.scheduler.scheduler import Scheduler, SchedulerLimits
+from dedicate_runtime.scheduler.limits import SchedulerLimits
+from dedicate_runtime.scheduler.scheduler import Scheduler
 
 VOCAB_SIZE = 50
 
 
 class CountingRunner:
     """Answers with the position of each token; raises what it is told to, once."""
+
+    max_steps_ahead = 0
 
     def __init__(self):
         self.fault = None

@@ -15,7 +15,8 @@ from dedicate_runtime.engine.inprocess import start_engine_in_thread
 from dedicate_runtime.engine.interface import EngineState
 from dedicate_runtime.errors import ExitCode, StartError
 from dedicate_runtime.scheduler.block_manager import BlockManager
-from dedicate_runtime.scheduler.scheduler import Scheduler, SchedulerLimits
+from dedicate_runtime.scheduler.limits import SchedulerLimits
+from dedicate_runtime.scheduler.scheduler import Scheduler
 
 CONFIG = EngineConfig(
     model="/models/none",
@@ -40,6 +41,8 @@ PATIENCE_S = 10
 
 class GatedRunner:
     """Answers with the position of each token, a step at a time where a gate is set."""
+
+    max_steps_ahead = 0
 
     def __init__(self):
         self.gate = threading.Semaphore(0)

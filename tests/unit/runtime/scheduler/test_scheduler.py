@@ -2,29 +2,35 @@
 
 from __future__ import annotations
 
+import zlib
+
 import pytest
 
 from dedicate_runtime.core.batch import RowResult
 from dedicate_runtime.core.request import FinishReason, Request, RequestId, SamplingParams, TokenLogprobs
 from dedicate_runtime.errors import QueueFullError, RequestError
 from dedicate_runtime.scheduler.block_manager import BlockManager
-from dedicate_runtime.scheduler.scheduler import Scheduler, SchedulerLimits
+from dedicate_runtime.scheduler.limits import SchedulerLimits
+from dedicate_runtime.scheduler.scheduler import Scheduler
 
 
-def make_scheduler(*, seqs=4, budget=8, queued=4, max_model_len=32, num_blocks=16, block_size=4):
+def make_scheduler(*, seqs=4, budget=8, queued=4, max_model_len=32, num_blocks=16, block_size=4, **limits):
     limits = SchedulerLimits(
         max_num_seqs=seqs,
         max_num_batched_tokens=budget,
         max_sequences=seqs + queued,
         max_model_len=max_model_len,
+        **limits,
     )
     return Scheduler(limits, BlockManager(num_blocks=num_blocks, block_size=block_size))
 
 
-def make_request(name, prompt_len, *, max_tokens=4, **sampling):
+def make_request(name, prompt_len, *, text=None, max_tokens=4, **sampling):
+    """Prompts begin alike only if they are cut from the same `text`, which is the request's name by default."""
+    first = 1 + 100 * zlib.crc32((text or name).encode())
     return Request(
         request_id=RequestId(name),
-        prompt_token_ids=tuple(range(1, prompt_len + 1)),
+        prompt_token_ids=tuple((first + i) % 2**31 for i in range(prompt_len)),
         sampling=SamplingParams(max_tokens=max_tokens, end_ids=frozenset({0}), **sampling),
     )
 
@@ -157,10 +163,11 @@ def test_prompt_logprobs_are_gathered_over_chunks_and_told_once():
         entries = tuple(TokenLogprobs(token_id, -1.0, ((token_id, -1.0),)) for token_id in row.prompt_targets)
         result = RowResult(token_id=9 if row.is_sampled else None, prompt_logprobs=entries)
         told += [output.prompt_logprobs for output in scheduler.commit(batch, [result])]
-    assert targets == [(2, 3, 4, 5), (6,), ()]
+    prompt = make_request("a", 6).prompt_token_ids
+    assert targets == [prompt[1:5], prompt[5:], ()]
     first, second = told
     assert first[0] is None
-    assert [entry.token_id for entry in first[1:]] == [2, 3, 4, 5, 6]
+    assert tuple(entry.token_id for entry in first[1:]) == prompt[1:]
     assert second == ()
 
 
@@ -170,7 +177,7 @@ def test_history_travels_only_with_penalties():
     run_step(scheduler)
     plain, penalised = scheduler.schedule().rows
     assert plain.history is None
-    assert penalised.history.prompt_token_ids == (1, 2)
+    assert penalised.history.prompt_token_ids == make_request("b", 2).prompt_token_ids
     assert penalised.history.output_token_ids == (9,)
 
 
