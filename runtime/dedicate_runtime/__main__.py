@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import uvloop
 
-from dedicate_runtime.engine.client import start_engine
+from dedicate_runtime.engine.supervisor import start_supervised_engine
 from dedicate_runtime.errors import ExitCode, StartError
 from dedicate_runtime.logs import configure_logging
 from dedicate_runtime.settings import Settings, failure_file_of, parse_settings
@@ -46,7 +46,7 @@ async def _run(settings: Settings) -> None:
         _listen(settings.host, settings.port, "--port") as public,
         _listen(settings.host, settings.management_port, "--management-port") as management,
     ):
-        engine = await start_engine(settings.engine_config())
+        engine = await start_supervised_engine(settings.engine_config(), stall_s=settings.stall_seconds)
         try:
             # Imported only now: the web framework takes a second, in which the engine process loads torch.
             from dedicate_runtime.serving import Listeners, serve_engine  # noqa: PLC0415
@@ -58,16 +58,21 @@ async def _run(settings: Settings) -> None:
 
 
 def _watch_signals() -> asyncio.Event:
-    """Lets the first signal ask for a drain, by the event; a second one ends the process at once."""
+    """Lets the first signal ask for a drain, by the event.
+
+    A person's second Ctrl-C ends the process at once. A second SIGTERM does not: whoever manages processes may send it
+    again while it waits, and that must not cut answers short.
+    """
     loop = asyncio.get_running_loop()
     stopping = asyncio.Event()
 
     def stop(number: signal.Signals) -> None:
+        if stopping.is_set():
+            return
         _log.info("stopping", extra={"signal": number.name})
         stopping.set()
-        for one in (signal.SIGTERM, signal.SIGINT):
-            loop.remove_signal_handler(one)
-            signal.signal(one, signal.SIG_DFL)
+        loop.remove_signal_handler(signal.SIGINT)
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop, number)

@@ -1,6 +1,7 @@
 """Every Prometheus instrument of the runtime, on a registry that is passed in.
 
-Labels are bounded: routes rather than paths, key ids rather than keys. Times are in seconds.
+Labels are bounded: routes rather than paths, key ids rather than keys. Times are in seconds. Names follow vLLM's where
+it has one for the same thing, so that dashboards carry over with another prefix. The list for people: docs/api.md.
 """
 
 from __future__ import annotations
@@ -12,59 +13,89 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from dedicate_runtime.core.request import EngineStats, ModelInfo
+from dedicate_runtime.engine.interface import EngineLoss, StepKind
 
 _PREFIX = "dedicate"
 _LATENCY_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
 _TOKEN_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1, 2.5, 5)
+_LENGTH_BUCKETS = tuple(2**power for power in range(18))
 
 
 class Metrics:
-    """The API's instruments; the engine's gauges are read when they are scraped."""
+    """The API's instruments, and the engine's observer; the engine's gauges are read when they are scraped."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self.registry = registry
         ProcessCollector(namespace=_PREFIX, registry=registry)
-        self._requests = Counter(
-            f"{_PREFIX}_requests",
-            "Requests answered, by route, status and client",
-            ["route", "status", "key_id"],
-            registry=registry,
+        self._add_request_instruments()
+        self._add_engine_instruments()
+        self._model = self._gauge(
+            "model_info", "The loaded model; always 1", ["model", "dtype", "device", "attention_backend"]
         )
-        self._in_progress = Gauge(f"{_PREFIX}_requests_in_progress", "Requests being answered", registry=registry)
-        self._durations = Histogram(
-            f"{_PREFIX}_request_duration_seconds",
-            "Time from a request's first byte to its answer's last",
+        self._loading = self._gauge("model_load_seconds", "Time from the engine's last start to its first token")
+
+    def _add_request_instruments(self) -> None:
+        self._requests = self._counter(
+            "requests", "Requests answered, by route, status and client", ["route", "status", "key_id"]
+        )
+        self._in_progress = self._gauge("requests_in_progress", "Requests being answered")
+        self._durations = self._histogram(
+            "request_duration_seconds",
+            "Time from a request's first byte to its answer's last, by route",
+            _LATENCY_BUCKETS,
             ["route"],
-            buckets=_LATENCY_BUCKETS,
-            registry=registry,
         )
-        self._first_tokens = Histogram(
-            f"{_PREFIX}_time_to_first_token_seconds",
-            "Time from admission to the first token of a request",
-            buckets=_LATENCY_BUCKETS,
-            registry=registry,
+        self._latencies = self._histogram(
+            "e2e_request_latency_seconds",
+            "Time from a request's first byte to its answer's last, of those that generated tokens",
+            _LATENCY_BUCKETS,
         )
-        self._inter_token = Histogram(
-            f"{_PREFIX}_inter_token_latency_seconds",
+        self._first_tokens = self._histogram(
+            "time_to_first_token_seconds", "Time from a request's first byte to its first token", _LATENCY_BUCKETS
+        )
+        self._inter_token = self._histogram(
+            "inter_token_latency_seconds",
             "Time between tokens of one choice, averaged over those that came together",
-            buckets=_TOKEN_BUCKETS,
-            registry=registry,
+            _TOKEN_BUCKETS,
         )
-        self._prompt_tokens = Counter(
-            f"{_PREFIX}_prompt_tokens", "Prompt tokens of answered requests", ["key_id"], registry=registry
+        self._prompt_lengths = self._histogram(
+            "request_prompt_tokens", "Prompt tokens of a request that generated tokens", _LENGTH_BUCKETS
         )
-        self._completion_tokens = Counter(
-            f"{_PREFIX}_completion_tokens", "Tokens generated for answered requests", ["key_id"], registry=registry
+        self._generation_lengths = self._histogram(
+            "request_generation_tokens", "Tokens that a request generated, all choices together", _LENGTH_BUCKETS
         )
-        self._model = Gauge(
-            f"{_PREFIX}_model_info",
-            "The loaded model; always 1",
-            ["model", "dtype", "device", "attention_backend"],
-            registry=registry,
+        self._prompt_tokens = self._counter("prompt_tokens", "Prompt tokens of answered requests", ["key_id"])
+        self._completion_tokens = self._counter(
+            "completion_tokens", "Tokens generated for answered requests", ["key_id"]
         )
-        self._loading = Gauge(
-            f"{_PREFIX}_model_load_seconds", "Time from the start to the first token", registry=registry
+
+    def _add_engine_instruments(self) -> None:
+        self._queue_times = self._histogram(
+            "request_queue_time_seconds", "Time from a sequence's submission to its first step", _LATENCY_BUCKETS
         )
+        self._prefill_times = self._histogram(
+            "request_prefill_time_seconds", "Time from a sequence's first step to its first token", _LATENCY_BUCKETS
+        )
+        self._decode_times = self._histogram(
+            "request_decode_time_seconds", "Time from a sequence's first token to its end", _LATENCY_BUCKETS
+        )
+        self._steps = self._histogram(
+            "step_seconds", "Duration of a step, by whether it computed prompts", _TOKEN_BUCKETS, ["kind"]
+        )
+        self._restarts = self._counter("engine_restarts", "Engine processes that were lost, by how", ["cause"])
+        for kind in StepKind:
+            self._steps.labels(kind.value)
+        for cause in EngineLoss:
+            self._restarts.labels(cause.value)
+
+    def _counter(self, name: str, help_: str, labels: Iterable[str] = ()) -> Counter:
+        return Counter(f"{_PREFIX}_{name}", help_, labels, registry=self.registry)
+
+    def _gauge(self, name: str, help_: str, labels: Iterable[str] = ()) -> Gauge:
+        return Gauge(f"{_PREFIX}_{name}", help_, labels, registry=self.registry)
+
+    def _histogram(self, name: str, help_: str, buckets: Iterable[float], labels: Iterable[str] = ()) -> Histogram:
+        return Histogram(f"{_PREFIX}_{name}", help_, labels, buckets=tuple(buckets), registry=self.registry)
 
     def observe_start(self) -> None:
         self._in_progress.inc()
@@ -79,7 +110,7 @@ class Metrics:
         num_prompt_tokens: int,
         num_completion_tokens: int,
     ) -> None:
-        """Counts one request whose answer has ended, however it ended."""
+        """Counts one answered request; those that fail in the middle of a stream keep their status."""
         self._in_progress.dec()
         self._requests.labels(route, str(status), key_id).inc()
         self._durations.labels(route).observe(duration_s)
@@ -87,6 +118,9 @@ class Metrics:
             self._prompt_tokens.labels(key_id).inc(num_prompt_tokens)
         if num_completion_tokens:
             self._completion_tokens.labels(key_id).inc(num_completion_tokens)
+            self._latencies.observe(duration_s)
+            self._prompt_lengths.observe(num_prompt_tokens)
+            self._generation_lengths.observe(num_completion_tokens)
 
     def observe_first_token(self, seconds: float) -> None:
         self._first_tokens.observe(seconds)
@@ -98,6 +132,21 @@ class Metrics:
     def observe_model(self, name: str, info: ModelInfo, load_s: float) -> None:
         self._model.labels(name, info.dtype, info.device, info.attention_backend).set(1)
         self._loading.set(load_s)
+
+    def observe_step(self, kind: StepKind, seconds: float) -> None:
+        self._steps.labels(kind.value).observe(seconds)
+
+    def observe_queue_time(self, seconds: float) -> None:
+        self._queue_times.observe(seconds)
+
+    def observe_prefill_time(self, seconds: float) -> None:
+        self._prefill_times.observe(seconds)
+
+    def observe_decode_time(self, seconds: float) -> None:
+        self._decode_times.observe(seconds)
+
+    def observe_loss(self, cause: EngineLoss) -> None:
+        self._restarts.labels(cause.value).inc()
 
     def watch_engine(self, read_stats: Callable[[], EngineStats | None]) -> None:
         """Exposes the engine's own numbers, as `read_stats` gives them at each scrape; None exposes none."""
@@ -112,23 +161,32 @@ class _EngineCollector(Collector):
         stats = self._read_stats()
         if stats is None:
             return
-        gauges = {
-            "sequences_running": ("Sequences in the engine's steps", stats.num_running),
-            "sequences_waiting": ("Sequences waiting for a place in a step", stats.num_waiting),
+        gauges: dict[str, tuple[str, float]] = {
+            "num_requests_running": ("Sequences in the engine's steps", stats.num_running),
+            "num_requests_waiting": ("Sequences waiting for a place in a step", stats.num_waiting),
+            "kv_cache_usage_ratio": ("Part of the KV cache that sequences hold", _usage(stats)),
             "kv_cache_blocks": ("Blocks of the KV cache", stats.num_blocks),
-            "kv_cache_free_blocks": ("Blocks of the KV cache that are free", stats.num_free_blocks),
-            "engine_last_step_seconds": ("Duration of the last step", stats.last_step_s),
+            "kv_cache_free_blocks": ("Blocks of the KV cache that no sequence holds", stats.num_free_blocks),
+            "kv_cache_cached_blocks": (
+                "Free blocks that hold a prefix which may be asked for",
+                stats.num_cached_blocks,
+            ),
         }
         counters = {
-            "engine_steps": ("Steps that the engine has run", stats.num_steps),
-            "engine_preemptions": ("Sequences put back for want of KV blocks", stats.num_preemptions),
-            "engine_prompt_tokens": ("Prompt tokens computed, recomputation included", stats.num_prompt_tokens),
-            "engine_generated_tokens": ("Tokens sampled", stats.num_generated_tokens),
+            "num_preemptions": ("Sequences put back for want of KV blocks", stats.num_preemptions),
+            "prefix_cache_queries": ("Prompt tokens looked up in the prefix cache", stats.num_prefix_query_tokens),
+            "prefix_cache_hits": ("Prompt tokens found in the prefix cache", stats.num_prefix_hit_tokens),
+            "engine_prompt_tokens": ("Tokens of prompts that were computed or found", stats.num_prompt_tokens),
+            "engine_generation_tokens": ("Tokens sampled", stats.num_generated_tokens),
         }
         for name, (help_, value) in gauges.items():
             yield GaugeMetricFamily(f"{_PREFIX}_{name}", help_, value=value)
-        for name, (help_, value) in counters.items():
-            yield CounterMetricFamily(f"{_PREFIX}_{name}", help_, value=value)
+        for name, (help_, count) in counters.items():
+            yield CounterMetricFamily(f"{_PREFIX}_{name}", help_, value=count)
 
     def describe(self) -> Iterable[Metric]:
         return ()
+
+
+def _usage(stats: EngineStats) -> float:
+    return 1 - stats.num_free_blocks / stats.num_blocks if stats.num_blocks else 0.0

@@ -1,4 +1,4 @@
-"""The life of a runtime whose engine process has been started: load, serve, drain.
+"""The life of a runtime whose engine process has been started: load, serve, replace an engine that is lost, drain.
 
 Probes answer from the first second; the API answers 503 until a first token has been computed.
 """
@@ -9,9 +9,9 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncGenerator, Coroutine, Generator
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from collections.abc import AsyncGenerator, Coroutine, Generator, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import uvicorn
 from prometheus_client import CollectorRegistry
@@ -31,15 +31,16 @@ if TYPE_CHECKING:
 
     from starlette.types import ASGIApp
 
+    from dedicate_runtime.api.served_model import ServedModel
     from dedicate_runtime.core.request import EngineStats
-    from dedicate_runtime.engine.client import EngineClient
+    from dedicate_runtime.engine.supervisor import EngineSupervisor
 
 _log = logging.getLogger(__name__)
-_CLOSE_CONNECTIONS_S = 5
-"""Arbitrary: after the drain nothing runs, so connections have only their last bytes to send."""
+_CLOSE_CONNECTIONS_S = 8
+"""After the drain nothing runs, so connections have only their last bytes to send. Of the 15 s that the pod is given
+beyond the drain, the engine's end may take the rest."""
 _KEEP_ALIVE_S = 75
 """Longer than the 60 s for which proxies reuse an idle connection, so that they never pick one that is being closed."""
-_WATCH_INTERVAL_S = 0.5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,7 +52,7 @@ class Listeners:
 
 
 async def serve_engine(
-    engine: EngineClient, settings: Settings, listeners: Listeners, *, stopping: asyncio.Event, started_at: float
+    engine: EngineSupervisor, settings: Settings, listeners: Listeners, *, stopping: asyncio.Event, started_at: float
 ) -> None:
     """Serves until `stopping` is set and everything is drained.
 
@@ -63,64 +64,73 @@ async def serve_engine(
         keys = KeyRing(settings.api_keys_dir)
     metrics = Metrics(CollectorRegistry())
     metrics.watch_engine(lambda: _stats(engine))
-    readiness = Readiness(engine)
+    engine.tell(metrics)
+    readiness = Readiness(engine, stall_s=settings.stall_seconds)
     app = create_app(engine, readiness=readiness, keys=keys, metrics=metrics, dedicate=settings.dedicate)
     management = create_management_app(readiness, metrics.registry)
-    async with _serve(management, listeners.management), _serve(app, listeners.public):
+    async with _serve(management, listeners.management) as probes, _serve(app, listeners.public) as api:
         ports = {"port": _port(listeners.public), "management_port": _port(listeners.management)}
         _log.info("listening", extra=ports)
-        loading = _load(engine, settings, readiness, metrics, started_at)
-        if not await _completes(loading, unless=stopping):
+        await _until(stopping, _live(engine, settings, readiness, metrics, started_at), servers=(probes, api))
+        if not readiness.is_started:
             return
-        if await _completes(_until_dead(engine), unless=stopping):
-            raise StartError(ExitCode.INTERNAL_ERROR, "The engine process ended while it was serving.")
         readiness.start_draining()
         _log.info("draining", extra={"drain_seconds": settings.drain_seconds})
         await engine.drain(settings.drain_seconds)
         _log.info("drained")
 
 
-async def _load(
-    engine: EngineClient, settings: Settings, readiness: Readiness, metrics: Metrics, started_at: float
-) -> None:
-    """Waits for the engine's first token, then opens the API."""
+async def _live(
+    engine: EngineSupervisor, settings: Settings, readiness: Readiness, metrics: Metrics, started_at: float
+) -> NoReturn:
+    """Opens the API at the engine's first token, and again after each loss of the engine."""
     await engine.wait_ready()
     served = await asyncio.to_thread(load_served_model, engine.model, settings)
-    readiness.start_serving(served)
-    load_s = time.monotonic() - started_at
-    metrics.observe_model(served.name, served.info, load_s)
-    _log.info(
-        "ready",
-        extra={
-            "model": served.name,
-            "device": served.info.device,
-            "dtype": served.info.dtype,
-            "attention_backend": served.info.attention_backend,
-            "max_model_len": served.info.max_model_len,
-            "end_ids": sorted(served.end_ids),
-            "load_s": round(load_s, 3),
-        },
-    )
+    while True:
+        readiness.start_serving(served)
+        load_s = time.monotonic() - started_at
+        metrics.observe_model(served.name, served.info, load_s)
+        _log.info("ready", extra=_describe(served) | {"load_s": round(load_s, 3)})
+        await engine.wait_lost()
+        started_at = time.monotonic()
+        await engine.restart()
+        # The new process found the memory as it is now: its cache, and the context with it, may be another.
+        served = replace(served, info=engine.model)
 
 
-async def _completes(work: Coroutine[None, None, None], *, unless: asyncio.Event) -> bool:
-    """Runs `work`; says whether it came to its end, or was given up because the event was set."""
-    working = asyncio.ensure_future(work)
-    stopping = asyncio.ensure_future(unless.wait())
+def _describe(served: ServedModel) -> dict[str, object]:
+    return {
+        "model": served.name,
+        "device": served.info.device,
+        "dtype": served.info.dtype,
+        "attention_backend": served.info.attention_backend,
+        "max_model_len": served.info.max_model_len,
+        "end_ids": sorted(served.end_ids),
+    }
+
+
+async def _until(
+    stopping: asyncio.Event, life: Coroutine[None, None, NoReturn], *, servers: Sequence[asyncio.Future[None]]
+) -> None:
+    """Runs `life` until the event is set.
+
+    Raises:
+        StartError: `life` came to an end, or a server did.
+    """
+    living = asyncio.ensure_future(life)
+    asked = asyncio.ensure_future(stopping.wait())
     try:
-        await asyncio.wait([working, stopping], return_when=asyncio.FIRST_COMPLETED)
-        if working.done():
-            working.result()
-        return working.done()
+        tasks: list[asyncio.Future[Any]] = [living, asked, *servers]
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        if living.done():
+            living.result()
+        for server in servers:
+            if server.done():
+                raise StartError(ExitCode.INTERNAL_ERROR, "An HTTP server ended while it was serving.")
     finally:
-        for task in (working, stopping):
+        for task in (living, asked):
             task.cancel()
-        await asyncio.gather(working, stopping, return_exceptions=True)
-
-
-async def _until_dead(engine: EngineClient) -> None:
-    while engine.state is not EngineState.DEAD:  # noqa: ASYNC110 - the interface has a state to look at, no event
-        await asyncio.sleep(_WATCH_INTERVAL_S)
+        await asyncio.gather(living, asked, return_exceptions=True)
 
 
 class _Server(uvicorn.Server):
@@ -132,8 +142,11 @@ class _Server(uvicorn.Server):
 
 
 @contextlib.asynccontextmanager
-async def _serve(app: ASGIApp, listener: socket.socket) -> AsyncGenerator[None, None]:
-    """Serves an application on a socket for as long as the block runs, then lets its connections end."""
+async def _serve(app: ASGIApp, listener: socket.socket) -> AsyncGenerator[asyncio.Future[None], None]:
+    """Serves an application on a socket for as long as the block runs, then lets its connections end.
+
+    Gives the server's task, which ends before the block does only by a fault.
+    """
     server = _Server(
         uvicorn.Config(
             app,
@@ -149,15 +162,17 @@ async def _serve(app: ASGIApp, listener: socket.socket) -> AsyncGenerator[None, 
     )
     serving = asyncio.ensure_future(server.serve([listener]))
     try:
-        yield
+        yield serving
     finally:
         server.should_exit = True
-        await serving
+        await asyncio.wait([serving])
+        if (error := serving.exception()) is not None:
+            _log.error("a server failed", exc_info=error)
 
 
 def _port(listener: socket.socket) -> int:
     return int(listener.getsockname()[1])
 
 
-def _stats(engine: EngineClient) -> EngineStats | None:
+def _stats(engine: EngineSupervisor) -> EngineStats | None:
     return engine.stats if engine.state is EngineState.READY else None

@@ -87,6 +87,7 @@ class Settings:
     max_queued_requests: int
     max_queued_tokens: int
     kv_cache_tokens: int | None
+    stall_seconds: float
     drain_seconds: float
     failure_file: Path | None
     log_level: LogLevel
@@ -190,6 +191,7 @@ def _build_parser(environment: Mapping[str, str]) -> argparse.ArgumentParser:
     option("--max-queued-requests", _integer(0), "256", "waiting sequences; beyond it 429")
     option("--max-queued-tokens", _integer(1), "1048576", "prompt tokens of waiting sequences; beyond it 429")
     option("--kv-cache-tokens", _integer(1), None, "tokens that the KV cache holds")
+    option("--stall-seconds", _stall, "120", "a step that takes longer hangs, and the engine is started again")
     option("--drain-seconds", _seconds, "300", "from SIGTERM to the end of what still runs")
     option("--failure-file", Path, None, "where the sentence of a failed start is written")
     option("--log-level", _choice(LogLevel), "info", "debug, info, warning or error")
@@ -218,6 +220,8 @@ def _check_together(settings: Settings) -> None:
         raise _refusal("--port and --management-port must differ")
     if settings.max_num_batched_tokens < settings.max_num_seqs:
         raise _refusal("--max-num-batched-tokens must be at least --max-num-seqs")
+    if settings.quantization is QuantizationChoice.INT8 and settings.device is DeviceChoice.CUDA:
+        raise _refusal("--quantization int8 is for the CPU only, and --device is cuda")
     if settings.revision is not None and not settings.model.startswith(HUB_SCHEME):
         raise _refusal("--revision is for hf:// models only")
 
@@ -272,6 +276,13 @@ def _seconds(text: str) -> float:
     if re.fullmatch(r"\d{1,9}(\.\d+)?", text) is None:
         raise argparse.ArgumentTypeError(f"must be a number of seconds of 0 or more, not {text!r}")
     return float(text)
+
+
+def _stall(text: str) -> float:
+    seconds = _seconds(text)
+    if seconds < 1:
+        raise argparse.ArgumentTypeError(f"must be a number of seconds of 1 or more, not {text!r}")
+    return seconds
 
 
 def _choice(choices: type[ChoiceT]) -> Callable[[str], ChoiceT]:

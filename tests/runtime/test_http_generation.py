@@ -87,7 +87,7 @@ def test_disconnect_frees_the_sequence_and_its_blocks(runtime):
         assert runtime.metric("dedicate_requests_in_progress") == 1
     runtime.wait_until(
         lambda: (
-            (runtime.metric("dedicate_sequences_running"), runtime.metric("dedicate_kv_cache_free_blocks")) == (0, idle)
+            (runtime.metric("dedicate_num_requests_running"), runtime.metric("dedicate_kv_cache_free_blocks")) == (0, idle)
         ),
         deadline_s=10,
         what="freeing",
@@ -99,7 +99,7 @@ def test_disconnect_of_a_client_that_waits_for_a_whole_answer(runtime):
     body = {"model": runtime.model, "prompt": PROMPT, "max_tokens": 4000, "ignore_eos": True}
     with pytest.raises(httpx.ReadTimeout):
         runtime.post("/v1/completions", body, timeout=1)
-    runtime.wait_until(lambda: runtime.metric("dedicate_sequences_running") == 0, deadline_s=10, what="freeing")
+    runtime.wait_until(lambda: runtime.metric("dedicate_num_requests_running") == 0, deadline_s=10, what="freeing")
 
 
 @pytest.mark.parametrize("header", ["Authorization", "Autherization"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 from concurrent.futures import ThreadPoolExecutor
 
 import psutil
@@ -17,6 +18,7 @@ def small(start_runtime, model_folder):
     return start_runtime(model_folder, "--max-num-seqs", "1", "--max-queued-requests", "1")
 
 
+START_DEADLINE_S = 240
 LONG = {"prompt": "Once upon a time", "max_tokens": 4000, "ignore_eos": True}
 
 
@@ -35,7 +37,7 @@ def test_loading_overload_and_drain(small):
         lines = first.iter_lines()
         next(lines)
         queued = pool.submit(small.post, "/v1/completions", long)
-        small.wait_until(lambda: small.metric("dedicate_sequences_waiting") == 1, deadline_s=30, what="queueing")
+        small.wait_until(lambda: small.metric("dedicate_num_requests_waiting") == 1, deadline_s=30, what="queueing")
         refused = small.post("/v1/completions", long)
         assert refused.status_code == 429
         assert refused.json()["error"]["code"] == "queue_full"
@@ -65,22 +67,58 @@ def test_drain_lets_running_answers_finish(start_runtime, model_folder):
     assert runtime.wait_end() == 0
 
 
-def test_killed_engine_is_told_and_ends_the_runtime(start_runtime, model_folder):
-    """The stream says so, waiting answers are worth another try, and the pod is restarted by its exit code."""
-    runtime = start_runtime(model_folder).wait_ready()
-    (engine,) = psutil.Process(runtime.process.pid).children()
+def test_lost_engine_comes_back_twice_and_then_ends_the_runtime(start_runtime, model_folder):
+    """One life, three losses: an engine that hangs is noticed and replaced, a killed one too, the third is enough."""
+    runtime = start_runtime(model_folder, "--stall-seconds", "3").wait_ready()
     body = {"model": runtime.model, **LONG}
-    with runtime.stream("/v1/completions", body) as response, ThreadPoolExecutor(1) as pool:
+
+    def engine():
+        return psutil.Process(runtime.process.pid).children()[0]
+
+    def lose(by):
+        """Strike the engine while it streams to one client and answers another; both are told, and so is a third."""
+        with runtime.stream("/v1/completions", body) as response, ThreadPoolExecutor(1) as pool:
+            lines = response.iter_lines()
+            next(lines)
+            whole = pool.submit(runtime.post, "/v1/completions", body)
+            runtime.wait_until(lambda: runtime.metric("dedicate_requests_in_progress") == 2, deadline_s=30, what="two")
+            engine().send_signal(by)
+            rest = [line for line in lines if line]
+            assert rest[-1] == "data: [DONE]"
+            assert json.loads(rest[-2][6:])["error"]["code"] == "engine_unavailable"
+            assert whole.result().status_code == 503
+
+    for by, cause in ((signal.SIGSTOP, "hung"), (signal.SIGKILL, "died")):
+        lose(by)
+        refused = runtime.post("/v1/completions", body)
+        assert (refused.status_code, refused.json()["error"]["code"]) == (503, "engine_unavailable")
+        assert 0 < int(refused.headers["retry-after"]) <= 120
+        assert (runtime.probe("readyz"), runtime.probe("healthz"), runtime.probe("startupz")) == (503, 200, 200)
+        assert runtime.metric(f'dedicate_engine_restarts_total{{cause="{cause}"}}') == 1
+        runtime.wait_until(lambda: runtime.probe("readyz") == 200, deadline_s=START_DEADLINE_S, what="coming back")
+        assert runtime.complete("The capital of France is", max_tokens=4)["choices"][0]["text"]
+    lose(signal.SIGKILL)
+    assert runtime.wait_end() == 70
+    assert "3 times" in runtime.log.read_text().splitlines()[-1]
+
+
+def test_liveness_notices_a_hung_step_that_nobody_ends(start_runtime, model_folder):
+    """A drain waits for the answers that run, and replaces no engine; that one hangs is what `/healthz` tells."""
+    runtime = start_runtime(model_folder, "--stall-seconds", "1", "--drain-seconds", "30").wait_ready()
+    with runtime.stream("/v1/completions", {"model": runtime.model, **LONG}) as response:
         lines = response.iter_lines()
         next(lines)
-        whole = pool.submit(runtime.post, "/v1/completions", body)
-        runtime.wait_until(lambda: runtime.metric("dedicate_requests_in_progress") == 2, deadline_s=30, what="two")
-        engine.kill()
-        rest = [line for line in lines if line]
-        assert rest[-1] == "data: [DONE]"
-        assert json.loads(rest[-2][6:])["error"]["code"] == "engine_unavailable"
-        assert whole.result().status_code == 503
-    assert runtime.wait_end() == 70
+        runtime.terminate()
+        runtime.wait_until(lambda: runtime.probe("readyz") == 503, deadline_s=5, what="draining")
+        (engine,) = psutil.Process(runtime.process.pid).children()
+        assert runtime.probe("healthz") == 200
+        engine.suspend()
+        runtime.wait_until(lambda: runtime.probe("healthz") == 503, deadline_s=20, what="noticing")
+        engine.resume()
+        runtime.wait_until(lambda: runtime.probe("healthz") == 200, deadline_s=20, what="going on")
+        runtime.terminate()  # once more, as whoever waits may do: it must not cut the answer short
+        response.close()
+    assert runtime.wait_end() == 0
 
 
 def test_sigterm_while_loading_ends_at_once(start_runtime, model_folder):

@@ -79,16 +79,16 @@ class Generation:
     metrics: Metrics
     problem: Callable[[], ApiError | None]
     """Gives why the runtime as a whole takes no work, if so: then a failed sequence is worth another try."""
+    arrived_at: float
+    """When the request came in, by `clock`."""
     clock: Callable[[], float] = time.monotonic
     usage: Usage = field(init=False)
     time_to_first_token_s: float | None = field(init=False, default=None)
-    _started_at: float = field(init=False)
     _choices: dict[RequestId, _Choice] = field(init=False)
 
     def __post_init__(self) -> None:
         prompts = {plan.prompt_index: len(plan.request.prompt_token_ids) for plan in self.plans}
         self.usage = Usage(num_prompt_tokens=sum(prompts.values()))
-        self._started_at = self.clock()
         self._choices = {plan.request.request_id: _Choice(plan) for plan in self.plans}
 
     async def deltas(self) -> AsyncGenerator[Delta, None]:
@@ -156,7 +156,7 @@ class Generation:
             return
         now = self.clock()
         if self.time_to_first_token_s is None:
-            self.time_to_first_token_s = now - self._started_at
+            self.time_to_first_token_s = now - self.arrived_at
             self.metrics.observe_first_token(self.time_to_first_token_s)
         if choice.last_token_at is not None:
             self.metrics.observe_tokens(count, now - choice.last_token_at)

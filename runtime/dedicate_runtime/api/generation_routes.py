@@ -99,13 +99,14 @@ async def _answer(
 ) -> Response:
     """Submits the sequences and answers with what they bring."""
     stream = await submit(context.engine, [plan.request for plan in plans])
+    record = record_of(request)
     generation = Generation(
         plans=plans,
         stream=stream,
         metrics=context.metrics,
         problem=lambda: context.readiness.problem,
+        arrived_at=record.started_at,
     )
-    record = record_of(request)
     if wire.stream:
         frames = _stream(generation, answer_format, record)
         return EventStream(frames, partial(_close, generation, record))

@@ -11,15 +11,17 @@ if TYPE_CHECKING:
     from dedicate_runtime.api.served_model import ServedModel
     from dedicate_runtime.engine.interface import Engine
 
-_STALLED_S = 120.0
-"""Arbitrary, far over the longest step: an engine that has work and has done none of it for so long hangs."""
+_PATIENCE = 2.0
+"""How many times the bound for a stall liveness waits: by then the engine should have been replaced, so whoever ought
+to do that hangs, too."""
 
 
 class Readiness:
-    """The life of one runtime: loading, then serving, then draining. Moves forward only."""
+    """The life of one runtime: loading, then serving, then draining. While an engine is replaced it does not serve."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, *, stall_s: float) -> None:
         self._engine = engine
+        self._stall_s = stall_s
         self._served: ServedModel | None = None
         self.is_draining = False
 
@@ -36,10 +38,10 @@ class Readiness:
 
     @property
     def is_alive(self) -> bool:
-        """Whether the engine makes progress, is idle or still loads."""
-        if self._engine.state is EngineState.LOADING:
-            return True
-        return self._engine.state is EngineState.READY and self._engine.last_progress_s < _STALLED_S
+        """Whether the engine makes progress, is idle, or loads: the first time or again, both of which are bounded."""
+        if self._engine.state is EngineState.READY:
+            return self._engine.last_progress_s < _PATIENCE * self._stall_s
+        return self._engine.state is not EngineState.DEAD
 
     @property
     def problem(self) -> ApiError | None:
@@ -48,6 +50,8 @@ class Readiness:
             return unavailable("The server is shutting down. Retry, and another one will answer.", "draining")
         if self._engine.state is EngineState.DEAD:
             return unavailable("The engine has ended; the server is about to restart.", "engine_unavailable")
+        if self._engine.state is EngineState.RESTARTING:
+            return unavailable("The engine has stopped and is being started again.", "engine_unavailable")
         if self._served is None:
             return unavailable("The model is still loading.", "loading")
         return None

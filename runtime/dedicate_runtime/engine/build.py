@@ -11,6 +11,7 @@ from transformers.utils import logging as transformers_logging
 
 from dedicate_runtime.core.request import Request, RequestId, SamplingParams
 from dedicate_runtime.engine.engine import Engine
+from dedicate_runtime.engine.starts import WatchedRunner
 from dedicate_runtime.errors import ExitCode, StartError
 from dedicate_runtime.scheduler.block_manager import BlockManager
 from dedicate_runtime.scheduler.limits import SchedulerLimits
@@ -21,12 +22,16 @@ from dedicate_runtime.worker.machine import count_usable_cpus
 if TYPE_CHECKING:
     from dedicate_runtime.core.config import EngineConfig
     from dedicate_runtime.core.request import ModelInfo
+    from dedicate_runtime.engine.engine import Runner
+    from dedicate_runtime.engine.starts import StartWatch
 
 _logger = logging.getLogger(__name__)
 
 
-def build_engine(config: EngineConfig) -> tuple[Engine, ModelInfo]:
+def build_engine(config: EngineConfig, starts: StartWatch | None = None) -> tuple[Engine, ModelInfo]:
     """Loads the model and returns once a first token has been computed by the way that every request takes.
+
+    `starts`, where given, sees each launch.
 
     Raises:
         StartError: with the code and the sentence of what went wrong.
@@ -38,18 +43,27 @@ def build_engine(config: EngineConfig) -> tuple[Engine, ModelInfo]:
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     torch.set_num_threads(count_usable_cpus())
     worker = build_worker(config)
+    engine = assemble_engine(config, worker.model, worker.runner, starts)
+    _compute_first_token(engine)
+    return engine, worker.model
+
+
+def assemble_engine(config: EngineConfig, model: ModelInfo, runner: Runner, starts: StartWatch | None) -> Engine:
+    """Puts a scheduler before a runner of `model`."""
+    # The API process decides who may wait. What is preempted waits here, too, and may not be what refuses others: it
+    # has at most the tokens of all running sequences.
+    max_preempted_tokens = config.max_num_seqs * model.max_model_len
     limits = SchedulerLimits(
         max_num_seqs=config.max_num_seqs,
         max_num_batched_tokens=config.max_num_batched_tokens,
         max_sequences=config.max_sequences,
-        max_model_len=worker.model.max_model_len,
-        max_queued_tokens=config.max_queued_tokens,
+        max_model_len=model.max_model_len,
+        max_queued_tokens=config.max_queued_tokens + max_preempted_tokens,
     )
-    blocks = BlockManager(num_blocks=worker.model.num_kv_blocks, block_size=worker.model.block_size)
+    blocks = BlockManager(num_blocks=model.num_kv_blocks, block_size=model.block_size)
     scheduler = Scheduler(limits, blocks, has_prefix_cache=config.has_prefix_cache)
-    engine = Engine(scheduler, worker.runner, vocab_size=worker.model.vocab_size)
-    _compute_first_token(engine)
-    return engine, worker.model
+    watched = runner if starts is None else WatchedRunner(runner, starts)
+    return Engine(scheduler, watched, vocab_size=model.vocab_size)
 
 
 def _compute_first_token(engine: Engine) -> None:

@@ -16,20 +16,22 @@ import msgspec
 
 from dedicate_runtime.core.request import EngineStats, FinishReason, SequenceOutput
 from dedicate_runtime.engine import wire
-from dedicate_runtime.engine.interface import EngineState
+from dedicate_runtime.engine.interface import EngineState, StepKind
+from dedicate_runtime.engine.ledger import Ledger
 from dedicate_runtime.engine.streams import GroupStream
-from dedicate_runtime.errors import EngineUnavailableError, ExitCode, QueueFullError, StartError
+from dedicate_runtime.errors import EngineUnavailableError, ExitCode, StartError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from dedicate_runtime.core.config import EngineConfig
     from dedicate_runtime.core.request import ModelInfo, Request, RequestId
+    from dedicate_runtime.engine.interface import EngineObserver
 
 _logger = logging.getLogger(__name__)
 
-_END_DEADLINE_S = 5.0
-"""For the engine process to end by itself once its socket is closed; arbitrary."""
+_END_DEADLINE_S = 3.0
+"""For the engine process to end by itself once its socket is closed, and again once it was killed; arbitrary."""
 
 _ENGINE_ENVIRONMENT = {"GOMP_SPINCOUNT": "10000"}
 """Unless set already. By default OpenMP's threads spin at each barrier for milliseconds; on a machine whose cores have
@@ -52,9 +54,10 @@ SHUTTING_DOWN = "The server is shutting down; this request was not finished in t
 
 
 class EngineClient:
-    """Implements `interface.Engine` over a local socket to the engine process. Belongs to one event loop.
+    """Implements `interface.Engine` over a local socket to one engine process. Belongs to one event loop.
 
-    Knows every unfinished sequence, so admission is decided here, at once; the engine's scheduler holds the same limit.
+    Admission is decided here, at once; the engine's scheduler holds the same limits. What is lost with the process
+    stays lost: `supervisor` replaces the client as a whole.
     """
 
     def __init__(
@@ -62,21 +65,22 @@ class EngineClient:
         reader: asyncio.StreamReader,
         writer: asyncio.StreamWriter,
         *,
-        max_sequences: int,
+        config: EngineConfig,
         process: asyncio.subprocess.Process | None,
     ) -> None:
         self._reader = reader
         self._writer = writer
         self._process = process
-        self._max_sequences = max_sequences
         self._state = EngineState.LOADING
         self._is_draining = False
         self._model: ModelInfo | None = None
         self._stats = _NO_STATS
         self._start_error: StartError | None = None
-        self._streams: dict[RequestId, GroupStream] = {}
-        self._progress_at = time.monotonic()
+        self._ledger = Ledger(config)
+        # Of the oldest command or sequence that no frame has followed since; None while the engine owes nothing.
+        self._owed_since: float | None = time.monotonic()
         self._left_loading = asyncio.Event()
+        self._has_died = asyncio.Event()
         self._is_idle = asyncio.Event()
         self._is_idle.set()
         self._reading = asyncio.create_task(self._read_frames(), name="engine-frames")
@@ -87,7 +91,7 @@ class EngineClient:
     ) -> EngineClient:
         """Speaks to an engine behind `sock`, which is closed with the client; `process` is ended with it."""
         reader, writer = await asyncio.open_unix_connection(sock=sock)
-        client = cls(reader, writer, max_sequences=config.max_sequences, process=process)
+        client = cls(reader, writer, config=config, process=process)
         client._send(wire.Configure(config))
         return client
 
@@ -108,15 +112,22 @@ class EngineClient:
 
     @property
     def last_progress_s(self) -> float:
-        """Seconds since the engine process was heard of; 0 while it is ready and has nothing to do."""
-        if self._state is EngineState.READY and not self._streams:
-            return 0.0
-        return time.monotonic() - self._progress_at
+        """Seconds for which the engine has owed a sign of life; 0 while it owes none."""
+        return 0.0 if self._owed_since is None else time.monotonic() - self._owed_since
 
     @property
     def process_id(self) -> int | None:
         """The engine process; None if the engine is a thread."""
         return None if self._process is None else self._process.pid
+
+    @property
+    def exit_code(self) -> int | None:
+        """Of the engine process, the negative number of the signal that ended it; None while it is there."""
+        return None if self._process is None else self._process.returncode
+
+    def tell(self, observer: EngineObserver) -> None:
+        """Has `observer` told what is measured from now on."""
+        self._ledger.observer = observer
 
     async def wait_ready(self) -> None:
         """Returns once a first token has been computed; however long the model takes to load.
@@ -127,6 +138,10 @@ class EngineClient:
         await self._left_loading.wait()
         if self._start_error is not None:
             raise self._start_error
+
+    async def wait_dead(self) -> None:
+        """Returns once the engine is lost; every stream has had its last output then."""
+        await self._has_died.wait()
 
     async def submit(self, requests: Sequence[Request]) -> GroupStream:
         """Admits all of `requests` or none.
@@ -139,18 +154,10 @@ class EngineClient:
         if self._state is not EngineState.READY or self._is_draining:
             reason = "shutting down" if self._is_draining else f"not ready ({self._state.value})"
             raise EngineUnavailableError(f"The engine is {reason}.")
-        if len(self._streams) + len(requests) > self._max_sequences:
-            raise QueueFullError(
-                f"The queue is full: {len(self._streams)} of at most {self._max_sequences} sequences are unfinished."
-            )
-        if any(request.request_id in self._streams for request in requests):
-            raise ValueError("a request id is in use")
+        self._ledger.check_room(requests)
         stream = GroupStream([request.request_id for request in requests], abort=self._abort)
-        for request in requests:
-            self._streams[request.request_id] = stream
-            # Progress is counted from here: the engine owes none for the time in which it was idle.
-            self._progress_at = time.monotonic() if self._is_idle.is_set() else self._progress_at
-            self._is_idle.clear()
+        self._ledger.add(requests, stream)
+        self._is_idle.clear()
         self._send(wire.Submit(list(requests)))
         return stream
 
@@ -160,7 +167,7 @@ class EngineClient:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(deadline_s):
                 await self._is_idle.wait()
-        left = list(self._streams)
+        left = self._ledger.request_ids
         self._fail(left, SHUTTING_DOWN)
         if left and self._state is EngineState.READY:
             self._send(wire.Abort(left))
@@ -175,46 +182,62 @@ class EngineClient:
             await self._writer.wait_closed()
         await self._end_process()
 
+    def kill(self) -> None:
+        """Ends the engine process at once, whatever it is doing."""
+        if self._process is not None:
+            with contextlib.suppress(ProcessLookupError):
+                self._process.kill()
+        self._die(StartError(ExitCode.INTERNAL_ERROR, "The engine process was killed while it was loading."))
+
     def _send(self, frame: wire.ToEngine) -> None:
-        # Not awaited: what may be unsent is bounded by `max_sequences`, and a lost connection shows in `_read_frames`.
+        # Not awaited: what may be unsent is bounded by the queue's limits, and a lost connection shows in
+        # `_read_frames`. Every command is followed by a frame from the engine.
+        if self._owed_since is None:
+            self._owed_since = time.monotonic()
         self._writer.write(wire.encode(frame))
 
     def _abort(self, request_ids: Iterable[RequestId]) -> None:
-        known = [request_id for request_id in request_ids if self._forget(request_id) is not None]
+        known = [request_id for request_id in request_ids if self._ledger.remove(request_id)]
+        self._note_idleness()
         if known and self._state is EngineState.READY:
             self._send(wire.Abort(known))
 
-    def _forget(self, request_id: RequestId) -> GroupStream | None:
-        stream = self._streams.pop(request_id, None)
-        if not self._streams:
-            self._is_idle.set()
-        return stream
-
     def _fail(self, request_ids: Iterable[RequestId], sentence: str) -> None:
         for request_id in request_ids:
-            stream = self._forget(request_id)
-            if stream is not None:
-                stream.deliver(SequenceOutput(request_id=request_id, finish_reason=FinishReason.ERROR, error=sentence))
+            self._ledger.deliver(
+                SequenceOutput(request_id=request_id, finish_reason=FinishReason.ERROR, error=sentence)
+            )
+        self._note_idleness()
+
+    def _note_idleness(self) -> None:
+        if not self._ledger:
+            self._is_idle.set()
 
     async def _read_frames(self) -> None:
         try:
-            while self._start_error is None:
+            while self._start_error is None and self._state is not EngineState.DEAD:
                 header = await self._reader.readexactly(wire.LENGTH.size)
                 body = await self._reader.readexactly(wire.LENGTH.unpack(header)[0])
-                self._progress_at = time.monotonic()
                 self._take(wire.decode_from_engine(body))
+                is_owed = self._ledger or self._state is EngineState.LOADING
+                self._owed_since = time.monotonic() if is_owed else None
         except (asyncio.IncompleteReadError, OSError):
             _logger.error("The engine process closed its connection")  # noqa: TRY400 - the end of a file says no more
         except msgspec.DecodeError:
             _logger.exception("The engine process sent what is not a frame")
-        self._die(await self._explain_end())
+        if self._state is EngineState.LOADING:
+            self._die(await self._explain_end())
+        else:
+            self._die(StartError(ExitCode.INTERNAL_ERROR, ENGINE_DIED))
 
     def _take(self, frame: wire.FromEngine) -> None:
         match frame:
-            case wire.Stepped(outputs=outputs, stats=stats):
-                self._stats = stats
+            case wire.Stepped(outputs=outputs, stats=stats, started=started):
+                self._note_stats(stats)
+                self._ledger.note_starts(started)
                 for output in outputs:
-                    self._dispatch(output)
+                    self._ledger.deliver(output)
+                self._note_idleness()
             case wire.Log(logger=name, level=level, message=message):
                 logging.getLogger(name).log(level, "%s", message)
             case wire.Ready(model=model, stats=stats):
@@ -225,13 +248,15 @@ class EngineClient:
             case wire.StartFailed(exit_code=exit_code, sentence=sentence):
                 self._start_error = StartError(ExitCode(exit_code), sentence)
 
-    def _dispatch(self, output: SequenceOutput) -> None:
-        """Hands an output to its stream; those of aborted sequences, sent before the abort arrived, are dropped."""
-        stream = self._streams.get(output.request_id)
-        if stream is not None:
-            if output.finish_reason is not None:
-                self._forget(output.request_id)
-            stream.deliver(output)
+    def _note_stats(self, stats: EngineStats) -> None:
+        before, self._stats = self._stats, stats
+        observer = self._ledger.observer
+        if observer is None:
+            return
+        if stats.num_decode_steps > before.num_decode_steps:
+            observer.observe_step(StepKind.DECODE, stats.decode_steps_s - before.decode_steps_s)
+        if stats.num_prefill_steps > before.num_prefill_steps:
+            observer.observe_step(StepKind.PREFILL, stats.prefill_steps_s - before.prefill_steps_s)
 
     async def _explain_end(self) -> StartError:
         """What to tell if the engine process ended while it was loading."""
@@ -250,19 +275,27 @@ class EngineClient:
             self._start_error = start_error
         self._state = EngineState.DEAD
         self._left_loading.set()
-        self._fail(list(self._streams), SHUTTING_DOWN if self._is_draining else ENGINE_DIED)
+        self._has_died.set()
+        self._owed_since = None
+        self._fail(self._ledger.request_ids, SHUTTING_DOWN if self._is_draining else ENGINE_DIED)
 
     async def _end_process(self) -> int | None:
-        """Waits for the engine process to end, kills it if it does not; returns its exit code."""
+        """Waits for the engine process to end, kills it if it does not; returns its exit code.
+
+        None if there is no process, or one that cannot be ended: it waits for a device in the kernel.
+        """
         if self._process is None:
             return None
-        try:
+        with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_END_DEADLINE_S):
                 return await self._process.wait()
-        except TimeoutError:
-            with contextlib.suppress(ProcessLookupError):
-                self._process.kill()
-            return await self._process.wait()
+        with contextlib.suppress(ProcessLookupError):
+            self._process.kill()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_END_DEADLINE_S):
+                return await self._process.wait()
+        _logger.error("The engine process %d cannot be ended", self._process.pid)
+        return None
 
 
 async def start_engine(config: EngineConfig) -> EngineClient:

@@ -7,6 +7,7 @@ import socket
 import threading
 from typing import TYPE_CHECKING
 
+from dedicate_runtime.core.faults import DeviceLostError
 from dedicate_runtime.engine.client import EngineClient
 from dedicate_runtime.engine.process import Connection, serve
 
@@ -21,7 +22,8 @@ async def start_engine_in_thread(config: EngineConfig, build: EngineBuilder) -> 
 
     def run() -> None:
         with theirs, contextlib.suppress(OSError):
-            serve(Connection(theirs), build, on_end=lambda: None)
+            with contextlib.suppress(DeviceLostError):
+                serve(Connection(theirs), build, on_end=lambda: None)
             # Closing alone does not wake the reader, which holds the socket open.
             theirs.shutdown(socket.SHUT_RDWR)
 

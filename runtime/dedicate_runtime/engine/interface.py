@@ -17,7 +17,41 @@ class EngineState(Enum):
 
     LOADING = "loading"
     READY = "ready"
+    RESTARTING = "restarting"
+    """It has served, was lost, and is being loaded again."""
     DEAD = "dead"
+
+
+class EngineLoss(Enum):
+    """How an engine process was lost."""
+
+    DIED = "died"
+    HUNG = "hung"
+
+
+class StepKind(Enum):
+    """What a step computed: the next tokens of running sequences only, or chunks of prompts, too."""
+
+    PREFILL = "prefill"
+    DECODE = "decode"
+
+
+class EngineObserver(Protocol):
+    """Who counts what the engine does. Called in the event loop, once a step or once a sequence, so keep it cheap."""
+
+    def observe_step(self, kind: StepKind, seconds: float) -> None: ...
+
+    def observe_queue_time(self, seconds: float) -> None:
+        """From a sequence's submission to its first step."""
+
+    def observe_prefill_time(self, seconds: float) -> None:
+        """From a sequence's first step to its first token."""
+
+    def observe_decode_time(self, seconds: float) -> None:
+        """From a sequence's first token to its last, or to where it was given up."""
+
+    def observe_loss(self, cause: EngineLoss) -> None:
+        """The engine process is gone and is about to be replaced."""
 
 
 class OutputStream(Protocol):
@@ -50,7 +84,7 @@ class Engine(Protocol):
 
     @property
     def last_progress_s(self) -> float:
-        """Seconds since the engine finished a step, loaded a part of the model, or was idle."""
+        """Seconds for which the engine has owed an answer, or a sign of loading; 0 while it owes none."""
 
     async def submit(self, requests: Sequence[Request]) -> OutputStream:
         """Admits all of `requests` or none.

@@ -22,6 +22,7 @@ from dedicate_runtime.core.faults import DeviceLostError
 from dedicate_runtime.core.request import ModelInfo
 from dedicate_runtime.engine import wire
 from dedicate_runtime.engine.engine import Engine
+from dedicate_runtime.engine.starts import StartWatch
 from dedicate_runtime.errors import ExitCode, StartError
 
 if TYPE_CHECKING:
@@ -29,7 +30,8 @@ if TYPE_CHECKING:
 
 _logger = logging.getLogger(__name__)
 
-EngineBuilder = Callable[[EngineConfig], tuple[Engine, ModelInfo]]
+EngineBuilder = Callable[[EngineConfig, StartWatch], tuple[Engine, ModelInfo]]
+"""Makes an engine whose runner tells the watch of each launch."""
 
 
 class Connection:
@@ -97,8 +99,9 @@ def serve(connection: Connection, build: EngineBuilder, *, on_end: Callable[[], 
     threading.Thread(
         target=_read_commands, args=(connection, inbox, on_end), name="engine-commands", daemon=True
     ).start()
+    starts = StartWatch()
     try:
-        engine, model = build(first.config)
+        engine, model = build(first.config, starts)
     except StartError as error:
         connection.send(wire.StartFailed(exit_code=error.exit_code, sentence=error.sentence))
         return
@@ -108,9 +111,10 @@ def serve(connection: Connection, build: EngineBuilder, *, on_end: Callable[[], 
         connection.send(wire.StartFailed(exit_code=ExitCode.INTERNAL_ERROR, sentence=sentence))
         return
     connection.send(wire.Ready(model=model, stats=engine.stats))
-    while _take_commands(engine, connection, inbox):
+    while _take_commands(engine, connection, inbox, starts):
         outputs = engine.step()
-        connection.send(wire.Stepped(outputs=outputs, stats=engine.stats))
+        connection.send(wire.Stepped(outputs=outputs, stats=engine.stats, started=starts.take()))
+        starts.forget(output.request_id for output in outputs)
 
 
 def _read_commands(
@@ -125,8 +129,13 @@ def _read_commands(
         on_end()
 
 
-def _take_commands(engine: Engine, connection: Connection, inbox: queue.SimpleQueue[wire.ToEngine | None]) -> bool:
-    """Applies all commands that are there, and waits for more while there is nothing to compute. False at the end."""
+def _take_commands(
+    engine: Engine, connection: Connection, inbox: queue.SimpleQueue[wire.ToEngine | None], starts: StartWatch
+) -> bool:
+    """Applies all commands that are there, and waits for more while there is nothing to compute. False at the end.
+
+    Each command is followed by a frame to the API process, here or after a step: by that it knows a hung engine.
+    """
     while not inbox.empty() or not engine.has_work:
         frame = inbox.get()
         if frame is None:
@@ -134,8 +143,11 @@ def _take_commands(engine: Engine, connection: Connection, inbox: queue.SimpleQu
         outputs = []
         if isinstance(frame, wire.Submit):
             outputs = engine.submit(frame.requests)
+            starts.expect(request.request_id for request in frame.requests)
         elif isinstance(frame, wire.Abort):
             engine.abort(frame.request_ids)
+            starts.forget(frame.request_ids)
+        starts.forget(output.request_id for output in outputs)
         if outputs or not engine.has_work:
             # No step follows that would tell of it.
             connection.send(wire.Stepped(outputs=outputs, stats=engine.stats))

@@ -70,11 +70,14 @@ class StartFailed(msgspec.Struct, frozen=True, tag="start_failed"):
     sentence: str
 
 
-class Stepped(msgspec.Struct, frozen=True, tag="stepped"):
+class Stepped(msgspec.Struct, frozen=True, tag="stepped", omit_defaults=True):
     """What one step brought to all sequences, and how the engine stands after it."""
 
     outputs: list[SequenceOutput]
     stats: EngineStats
+    started: dict[RequestId, float] = {}
+    """Sequences whose first step was launched since the frame before, and when, by `time.monotonic`: it is one clock
+    for all processes of a machine."""
 
 
 ToEngine = Configure | Submit | Abort

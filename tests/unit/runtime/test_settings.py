@@ -66,6 +66,7 @@ def test_defaults_are_those_of_the_contract():
         ("--device", "cuda", "device", DeviceChoice.CUDA),
         ("--port", "0", "port", 0),
         ("--drain-seconds", "1.5", "drain_seconds", 1.5),
+        ("--stall-seconds", "2.5", "stall_seconds", 2.5),
         ("--kv-cache-tokens", "100", "kv_cache_tokens", 100),
         ("--failure-file", "/dev/termination-log", "failure_file", Path("/dev/termination-log")),
         ("--log-level", "debug", "log_level", LogLevel.DEBUG),
@@ -133,6 +134,7 @@ def test_served_names(model, given, names):
         ("--kv-cache-tokens", "9" * 30),
         ("--drain-seconds", "-1"),
         ("--drain-seconds", "nan"),
+        ("--stall-seconds", "0.5"),
         ("--dtype", "int4"),
         ("--device", "tpu"),
         ("--auth", "maybe"),
@@ -180,6 +182,7 @@ def test_missing_required_option_is_refused(missing):
         (["--port", "9000"], "--management-port"),
         (["--max-num-batched-tokens", "4"], "--max-num-seqs"),
         (["--revision", "main"], "--revision"),
+        (["--quantization", "int8", "--device", "cuda"], "--quantization"),
     ],
 )
 def test_values_that_do_not_go_together_are_refused(arguments, named):

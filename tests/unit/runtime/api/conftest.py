@@ -26,6 +26,7 @@ from dedicate_runtime.settings import parse_settings
 BOS, EOS, END_OF_TURN, PAD = "<s>", "</s>", "<|end|>", "<pad>"
 KEY = "sk-unit-test"
 CONTEXT = 128
+STALL_S = 60.0
 TEMPLATE = (
     "{% for m in messages %}"
     "{% if not loop.first and m.role == messages[loop.index0 - 1].role %}"
@@ -265,7 +266,7 @@ def make_api(model_folder, keys_dir):
             block_size=16,
         )
         engine = FakeEngine(info, tokenizer)
-        readiness = Readiness(engine)
+        readiness = Readiness(engine, stall_s=STALL_S)
         if serving:
             readiness.start_serving(load_served_model(info, settings))
         metrics = Metrics(CollectorRegistry())

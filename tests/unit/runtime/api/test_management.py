@@ -12,6 +12,9 @@ from dedicate_runtime.api.management import create_management_app
 from dedicate_runtime.engine.interface import EngineState
 from dedicate_runtime.logs import JsonFormatter
 
+STALL_S = 60.0
+"""That of the `api` fixture."""
+
 
 async def get(api, path):
     app = create_management_app(api.readiness, api.metrics.registry)
@@ -44,8 +47,19 @@ async def test_probes_of_a_dead_engine(api):
     assert await statuses(api) == [503, 200, 503]
 
 
-async def test_probes_of_a_hung_engine(api):
-    api.engine.last_progress_s = 1000.0
+async def test_probes_while_a_lost_engine_is_replaced(api):
+    api.engine.state = EngineState.RESTARTING
+    api.engine.last_progress_s = 10_000.0
+    assert await statuses(api) == [200, 200, 503]
+    refused = await api.chat()
+    assert (refused.status_code, refused.json()["error"]["code"]) == (503, "engine_unavailable")
+    assert "retry-after" in refused.headers
+
+
+async def test_liveness_waits_for_the_engine_to_be_replaced_but_not_for_ever(api):
+    api.engine.last_progress_s = 1.5 * STALL_S
+    assert (await get(api, "/healthz")).status_code == 200
+    api.engine.last_progress_s = 2 * STALL_S
     assert (await get(api, "/healthz")).status_code == 503
 
 
@@ -64,8 +78,12 @@ async def test_metrics(api):
         "dedicate_time_to_first_token_seconds_count 2.0",
         "dedicate_inter_token_latency_seconds_count 26.0",
         "dedicate_requests_in_progress 0.0",
-        "dedicate_sequences_waiting 2.0",
-        "dedicate_engine_preemptions_total 5.0",
+        "dedicate_e2e_request_latency_seconds_count 2.0",
+        'dedicate_request_prompt_tokens_bucket{le="16.0"} 1.0',
+        'dedicate_request_generation_tokens_bucket{le="16.0"} 2.0',
+        "dedicate_num_requests_waiting 2.0",
+        "dedicate_num_preemptions_total 5.0",
+        "dedicate_kv_cache_usage_ratio 0.25",
     ):
         assert line in text, line
 

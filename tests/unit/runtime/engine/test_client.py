@@ -30,6 +30,7 @@ CONFIG = EngineConfig(
     max_num_seqs=2,
     max_num_batched_tokens=8,
     max_queued_requests=1,
+    max_queued_tokens=6,
 )
 MODEL = ModelInfo(
     folder="/models/none",
@@ -99,9 +100,17 @@ async def ready(loading):
     return client, engine
 
 
-def make_request(name, **sampling):
-    fields = {"max_tokens": 3, "end_ids": frozenset({2}), "logit_bias": {5: -1.5}, **sampling}
-    return Request(request_id=RequestId(name), prompt_token_ids=(1, 2), sampling=SamplingParams(**fields))
+def make_request(name, prompt=(1, 2)):
+    sampling = SamplingParams(max_tokens=3, end_ids=frozenset({2}), logit_bias={5: -1.5})
+    return Request(request_id=RequestId(name), prompt_token_ids=prompt, sampling=sampling)
+
+
+async def wait_for_frame(client):
+    """Returns once the client has taken in what the engine sent last."""
+    seen = client.stats
+    async with asyncio.timeout(PATIENCE_S):
+        while client.stats is seen:  # noqa: ASYNC110 - gauges have no event
+            await asyncio.sleep(0.001)
 
 
 async def collect(stream):
@@ -216,7 +225,51 @@ async def test_closed_stream_aborts_what_is_unfinished_and_only_that(ready):
     await stream.aclose()
     await stream.aclose()
     assert await engine.receive() == wire.Abort([RequestId("b")])
-    assert client.last_progress_s == 0.0
+
+
+async def test_engine_owes_a_frame_for_every_command(ready):
+    """A hung engine is noticed although all its clients have given up."""
+    client, engine = ready
+    stream = await client.submit([make_request("a")])
+    await stream.aclose()
+    first = client.last_progress_s
+    await asyncio.sleep(0.01)
+    assert client.last_progress_s > first
+    engine.step()
+    async with asyncio.timeout(PATIENCE_S):
+        while client.last_progress_s:  # noqa: ASYNC110 - a gauge has no event
+            await asyncio.sleep(0.001)
+
+
+async def test_prompt_tokens_that_wait_are_bounded(ready):
+    client, engine = ready
+    first = await client.submit([make_request("a"), make_request("b")])
+    with pytest.raises(QueueFullError, match="4 of 6 prompt tokens"):
+        await client.submit([make_request("c", prompt=(1, 2, 3))])
+    engine.send(wire.Stepped(outputs=[], stats=STATS, started={RequestId("a"): 0.0}))
+    await wait_for_frame(client)
+    await client.submit([make_request("c", prompt=(1, 2, 3))])
+    with pytest.raises(QueueFullError, match="of 3 sequences"):
+        await client.submit([make_request("d")])
+    await first.aclose()
+    with pytest.raises(QueueFullError, match="3 of 6 prompt tokens"):
+        await client.submit([make_request("d", prompt=(1, 2, 3, 4))])
+
+
+async def test_prompt_over_the_bound_for_tokens_is_let_in_alone(ready):
+    client, _ = ready
+    await client.submit([make_request("long", prompt=(1,) * 9)])
+    with pytest.raises(QueueFullError, match="9 of 6"):
+        await client.submit([make_request("a")])
+
+
+async def test_killed_client_fails_its_streams_at_once(ready):
+    client, _ = ready
+    stream = await client.submit([make_request("a")])
+    client.kill()
+    assert [output.error for output in await collect(stream)] == [ENGINE_DIED]
+    async with asyncio.timeout(PATIENCE_S):
+        await client.wait_dead()
 
 
 async def test_output_that_crosses_an_abort_is_dropped(ready):

@@ -12,7 +12,8 @@ from dedicate_runtime.core.config import DeviceChoice, DtypeChoice, EngineConfig
 from dedicate_runtime.core.request import FinishReason, ModelInfo, Request, RequestId, SamplingParams
 from dedicate_runtime.engine.engine import Engine
 from dedicate_runtime.engine.inprocess import start_engine_in_thread
-from dedicate_runtime.engine.interface import EngineState
+from dedicate_runtime.engine.interface import EngineState, StepKind
+from dedicate_runtime.engine.starts import WatchedRunner
 from dedicate_runtime.errors import ExitCode, StartError
 from dedicate_runtime.scheduler.block_manager import BlockManager
 from dedicate_runtime.scheduler.limits import SchedulerLimits
@@ -61,7 +62,7 @@ def runner():
 
 @pytest.fixture
 async def client(runner):
-    def build(config):
+    def build(config, starts):
         limits = SchedulerLimits(
             max_num_seqs=config.max_num_seqs,
             max_num_batched_tokens=config.max_num_batched_tokens,
@@ -69,7 +70,7 @@ async def client(runner):
             max_model_len=MODEL.max_model_len,
         )
         scheduler = Scheduler(limits, BlockManager(num_blocks=MODEL.num_kv_blocks, block_size=MODEL.block_size))
-        return Engine(scheduler, runner, vocab_size=MODEL.vocab_size), MODEL
+        return Engine(scheduler, WatchedRunner(runner, starts), vocab_size=MODEL.vocab_size), MODEL
 
     client = await start_engine_in_thread(CONFIG, build)
     await client.wait_ready()
@@ -126,6 +127,58 @@ async def test_request_that_the_engine_refuses_is_told_so(client):
     assert "maximum context length is 64" in output.error
 
 
+class Recorder:
+    """An observer that keeps what it is told."""
+
+    def __init__(self):
+        self.steps = []
+        self.times = {"queue": [], "prefill": [], "decode": []}
+
+    def observe_step(self, kind, seconds):
+        self.steps.append((kind, seconds))
+
+    def observe_queue_time(self, seconds):
+        self.times["queue"].append(seconds)
+
+    def observe_prefill_time(self, seconds):
+        self.times["prefill"].append(seconds)
+
+    def observe_decode_time(self, seconds):
+        self.times["decode"].append(seconds)
+
+
+async def test_time_of_a_life_is_told_by_its_parts(client, runner):
+    """Two sequences run and one waits for its place: of its time, the queue takes the most."""
+    recorder = Recorder()
+    client.tell(recorder)
+    runner.is_gated = True
+    streams = [await client.submit([make_request(name)]) for name in "abc"]
+    runner.is_gated = False
+    runner.gate.release()
+    for stream in streams:
+        await collect(stream)
+    assert [len(times) for times in recorder.times.values()] == [3, 3, 3]
+    assert all(seconds >= 0 for times in recorder.times.values() for seconds in times)
+    assert recorder.times["queue"][2] > recorder.times["queue"][0]
+    kinds = [kind for kind, _ in recorder.steps]
+    assert kinds[0] is StepKind.PREFILL
+    assert kinds.count(StepKind.DECODE) > kinds.count(StepKind.PREFILL)
+    assert all(seconds >= 0 for _, seconds in recorder.steps)
+
+
+async def test_sequence_that_ends_before_it_begins_is_not_waited_for(client, runner):
+    runner.is_gated = True
+    running = await client.submit([make_request("a"), make_request("b")])
+    waiting = await client.submit([make_request("c")])
+    await waiting.aclose()
+    runner.is_gated = False
+    runner.gate.release()
+    recorder = Recorder()
+    client.tell(recorder)
+    await collect(running)
+    assert len(recorder.times["decode"]) == 2
+
+
 @pytest.mark.parametrize(
     ("error", "exit_code", "sentence"),
     [
@@ -134,7 +187,7 @@ async def test_request_that_the_engine_refuses_is_told_so(client):
     ],
 )
 async def test_failed_start_is_told_with_its_code(error, exit_code, sentence):
-    def build(_):
+    def build(*_):
         raise error
 
     client = await start_engine_in_thread(CONFIG, build)
