@@ -18,7 +18,8 @@ from dedicate_runtime.core.batch import ScheduledBatch, ScheduledRow
 from dedicate_runtime.core.request import RequestId, SamplingParams
 from dedicate_runtime.worker.attention import AttentionVariant, TorchPagedAttention
 from dedicate_runtime.worker.cuda.attention import TritonAttentionFactory, find_obstacle
-from dedicate_runtime.worker.kv_cache import KVCache, LayerShape
+from dedicate_runtime.worker.cuda.cache import CudaKVCache
+from dedicate_runtime.worker.kv_cache import LayerShape
 from dedicate_runtime.worker.step_inputs import build_step_inputs
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -55,7 +56,7 @@ def make_batch(decode_lens, chunks, block_size):
 
 
 def draw_cache(shape, num_blocks, block_size, dtype):
-    cache = KVCache({0: shape}, num_blocks=num_blocks, block_size=block_size, dtype=dtype, device=DEVICE)
+    cache = CudaKVCache({0: shape}, num_blocks=num_blocks, block_size=block_size, dtype=dtype, device=DEVICE)
     generator = torch.Generator().manual_seed(1)
     slots = torch.arange(block_size, (num_blocks + 1) * block_size)
     keys = torch.randn(len(slots), shape.num_kv_heads, shape.key_dim, generator=generator)

@@ -12,14 +12,21 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from dedicate_runtime.worker.cuda import kernels
-from dedicate_runtime.worker.cuda.geometry import MAX_SPLITS, Geometry, build_geometry
+from dedicate_runtime.worker.cuda.geometry import (
+    MAX_SPLITS,
+    Geometry,
+    build_geometry,
+    count_multiprocessors,
+    count_splits,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from dedicate_runtime.worker.attention import AttentionVariant
+    from dedicate_runtime.worker.cuda.cache import CudaKVCache
     from dedicate_runtime.worker.cuda.geometry import DecodeGeometry, PrefillGeometry
-    from dedicate_runtime.worker.kv_cache import KVCache, LayerShape
+    from dedicate_runtime.worker.kv_cache import LayerShape
     from dedicate_runtime.worker.step_inputs import StepInputs
 
 _LARGEST_HEAD = 256
@@ -76,11 +83,6 @@ def choose_tiles(dtype: torch.dtype, head_dim: int, device: torch.device) -> Til
     return TileSizes(prefill_m=128, prefill_n=n, prefill_warps=8, prefill_stages=stages, decode_n=64, decode_stages=2)
 
 
-def raw_slots(cache: KVCache, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Keys and values of one layer as they lie: (num_slots, num_kv_heads, dim) each."""
-    return cache._keys[layer], cache._values[layer]  # noqa: SLF001 - kernels write and read in place
-
-
 def pad_dim(dim: int) -> int:
     """The least power of two that the kernels take for `dim`."""
     return max(1 << (dim - 1).bit_length(), _LEAST_DOT)
@@ -101,7 +103,7 @@ class _Call:
 class TritonPagedAttention:
     """Attention of one step, or of every replay of a graph whose `geometry` is filled anew before each."""
 
-    def __init__(self, cache: KVCache, geometry: Geometry, tiles: TileSizes) -> None:
+    def __init__(self, cache: CudaKVCache, geometry: Geometry, tiles: TileSizes) -> None:
         self._cache = cache
         self._geometry = geometry
         self._tiles = tiles
@@ -119,7 +121,7 @@ class TritonPagedAttention:
 
     def attend_cached(self, layer: int, query: torch.Tensor, variant: AttentionVariant) -> torch.Tensor:
         """The attention of tokens whose keys and values are in the cache already."""
-        keys, values = raw_slots(self._cache, layer)
+        keys, values = self._cache.slots_of(layer)
         num_heads, num_tokens, key_dim = query.shape
         query = query if query.stride(-1) == 1 else query.contiguous()
         value_dim = values.shape[-1]
@@ -152,7 +154,7 @@ class TritonPagedAttention:
         return output
 
     def _write(self, layer: int, key: torch.Tensor, value: torch.Tensor) -> None:
-        keys, values = raw_slots(self._cache, layer)
+        keys, values = self._cache.slots_of(layer)
         key = key if key.stride(-1) == 1 else key.contiguous()
         value = value if value.stride(-1) == 1 else value.contiguous()
         num_kv_heads, num_tokens, key_dim = key.shape
@@ -241,18 +243,22 @@ class TritonPagedAttention:
 class TritonAttentionFactory:
     """Makes the backend of a step from its inputs. Serves as an `AttentionFactory`."""
 
-    def __init__(self, cache: KVCache, *, num_splits: int | None = None) -> None:
-        keys, values = raw_slots(cache, min(cache._keys))  # noqa: SLF001 - as in `raw_slots`
+    def __init__(self, cache: CudaKVCache, *, num_splits: int | None = None) -> None:
+        keys, values = cache.slots_of(cache.layers[0])
         self._cache = cache
         self._num_kv_heads = keys.shape[1]
         self._num_splits = num_splits
+        self._num_multiprocessors = count_multiprocessors(keys.device)
         self.tiles = choose_tiles(keys.dtype, max(keys.shape[-1], values.shape[-1]), keys.device)
 
     def __call__(self, inputs: StepInputs) -> TritonPagedAttention:
-        geometry = build_geometry(
-            inputs, num_kv_heads=self._num_kv_heads, tile_size=self.tiles.prefill_m, num_splits=self._num_splits
-        )
+        num_splits = self.count_splits(inputs.num_decode_rows)
+        geometry = build_geometry(inputs, tile_size=self.tiles.prefill_m, num_splits=num_splits)
         return self.on(geometry)
+
+    def count_splits(self, num_rows: int) -> int:
+        """Parts of a decode row's keys in a batch of `num_rows`."""
+        return self._num_splits or count_splits(num_rows, self._num_kv_heads, self._num_multiprocessors)
 
     def on(self, geometry: Geometry) -> TritonPagedAttention:
         """A backend over tables that exist already."""

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from dedicate_runtime.worker.cuda.upload import upload
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -25,7 +27,8 @@ _WAVES = 4
 class DecodeGeometry:
     """Rows of one query token each, first in the batch.
 
-    block_tables: (num_rows, any) int32; context_lens: (num_rows,) int32, the fed token included, 0 for padding
+    block_tables: (num_rows, any) int32
+    context_lens: (num_rows,) of any integers, the fed token included, 0 for padding
     """
 
     num_rows: int
@@ -81,8 +84,8 @@ def fill_tables(rows: Sequence[ScheduledRow]) -> np.ndarray[tuple[int, int], np.
     return tables
 
 
-def build_geometry(inputs: StepInputs, *, num_kv_heads: int, tile_size: int, num_splits: int | None = None) -> Geometry:
-    """The geometry of any batch; `num_splits` fixes what would follow from the number of decode rows."""
+def build_geometry(inputs: StepInputs, *, tile_size: int, num_splits: int) -> Geometry:
+    """The geometry of any batch."""
     device = inputs.device
     decode_rows = inputs.rows[: inputs.num_decode_rows]
     prefill_rows = inputs.rows[inputs.num_decode_rows :]
@@ -90,9 +93,9 @@ def build_geometry(inputs: StepInputs, *, num_kv_heads: int, tile_size: int, num
     if decode_rows:
         decode = DecodeGeometry(
             num_rows=len(decode_rows),
-            block_tables=torch.from_numpy(fill_tables(decode_rows)).to(device),
-            context_lens=torch.tensor([row.end for row in decode_rows], dtype=torch.int32).to(device),
-            num_splits=num_splits or count_splits(len(decode_rows), num_kv_heads, count_multiprocessors(device)),
+            block_tables=upload(fill_tables(decode_rows), device),
+            context_lens=upload(np.array([row.end for row in decode_rows]), device),
+            num_splits=num_splits,
         )
     prefill = None
     if prefill_rows:
@@ -113,8 +116,8 @@ def _build_prefill(
     # The longest first: the short ones fill the gaps at the end.
     tiles.sort(key=lambda tile: -tile[0])
     return PrefillGeometry(
-        block_tables=torch.from_numpy(fill_tables(rows)).to(device),
-        tiles=torch.tensor([tile[1:] for tile in tiles], dtype=torch.int32).to(device),
+        block_tables=upload(fill_tables(rows), device),
+        tiles=upload(np.array([tile[1:] for tile in tiles], dtype=np.int32), device),
         tile_size=tile_size,
-        row_spans=torch.tensor(spans, dtype=torch.int32).to(device),
+        row_spans=upload(np.array(spans, dtype=np.int32), device),
     )

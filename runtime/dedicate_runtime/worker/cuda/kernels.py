@@ -170,7 +170,7 @@ def decode_kernel(
     row = tl.program_id(0).to(tl.int64)
     kv_head = tl.program_id(1)
     split = tl.program_id(2)
-    num_keys = tl.load(context_lens + row)
+    num_keys = tl.load(context_lens + row).to(tl.int32)
     first = num_keys * 0
     if WINDOW > 0:
         first = tl.maximum(num_keys - WINDOW, 0)
