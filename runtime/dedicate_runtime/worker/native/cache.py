@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+import mmap
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 
 from dedicate_runtime.worker.native.library import BLOCK_TOKENS
@@ -45,5 +46,10 @@ class NativeKVCache:
 
 
 def _make_zeros(*shape: int) -> torch.Tensor:
-    # numpy leaves the zeroing to the kernel, page by page on first touch; torch would touch gigabytes here and now.
-    return torch.from_numpy(np.zeros(math.prod(shape), dtype=np.float32)).view(shape)
+    """Memory that the kernel zeroes page by page on first touch, in large pages: attention reads it in small pieces."""
+    memory = mmap.mmap(-1, math.prod(shape) * 4, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        # A kernel without large pages says no, and that is all.
+        with contextlib.suppress(OSError):
+            memory.madvise(mmap.MADV_HUGEPAGE)
+    return torch.frombuffer(memory, dtype=torch.float32).view(shape)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import struct
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -28,20 +29,8 @@ MAX_ALTERNATIVES = 512
 _ALIGNMENT = 64
 _SEED_MASK = (1 << 64) - 1
 
-_SAMPLING = np.dtype(
-    [
-        *((name, np.float64) for name in ("temperature", "top_p", "min_p")),
-        *((name, np.float64) for name in ("repetition_penalty", "presence_penalty", "frequency_penalty")),
-        ("top_k", np.int64),
-        ("seed", np.uint64),
-        ("output_position", np.uint64),
-        ("seen", np.uint64),
-        ("num_seen", np.int64),
-        ("biases", np.uint64),
-        ("num_biases", np.int64),
-    ]
-)
-"""`DedicateSampling` of kernels/sampling.h; pointers are integers."""
+_SAMPLING = struct.Struct("=6dq2QQqQq")
+"""`DedicateSampling` of kernels/sampling.h."""
 
 _SAMPLED = np.dtype([("token_id", np.int64), ("is_broken", np.int64)])
 
@@ -78,23 +67,25 @@ class NativeSampler:
     def sample(self, logits: torch.Tensor, rows: Sequence[ScheduledRow]) -> SampledTokens:
         """As `Sampler` says; leaves the logits as they are."""
         adjustments = self._adjustments.update(rows)
-        samplings = np.array([_flatten(row, one) for row, one in zip(rows, adjustments, strict=True)], dtype=_SAMPLING)
-        sampled = np.zeros(len(rows), dtype=_SAMPLED)
-        is_reported = np.array([row.sampling.num_logprobs is not None for row in rows], dtype=np.uint8)
-        logprobs = _LogprobsBuffer([row.sampling.num_logprobs or 0 for row in rows])
+        samplings = b"".join([_pack(row, one) for row, one in zip(rows, adjustments, strict=True)])
+        sampled = np.empty(len(rows), dtype=_SAMPLED)
+        counts = [row.sampling.num_logprobs for row in rows]
+        reported = bytes([count is not None for count in counts])
+        logprobs = _LogprobsBuffer([count or 0 for count in counts]) if any(reported) else None
         self._sample_rows(
             *self._place(logits),
-            samplings.ctypes.data,
+            samplings,
             sampled.ctypes.data,
-            is_reported.ctypes.data,
-            logprobs.records.ctypes.data,
+            reported,
+            logprobs and logprobs.address,
             self._reserve(logits.shape[-1]),
         )
-        is_broken = sampled["is_broken"].astype(bool)
+        is_broken = [flag != 0 for flag in sampled["is_broken"].tolist()]
+        wanted = [flag and not broken for flag, broken in zip(reported, is_broken, strict=True)]
         return SampledTokens(
             token_ids=sampled["token_id"].tolist(),
-            is_broken=is_broken.tolist(),
-            logprobs=logprobs.read(is_reported.astype(bool) & ~is_broken),
+            is_broken=is_broken,
+            logprobs=[None] * len(rows) if logprobs is None else logprobs.read(wanted),
         )
 
     def compute_logprobs(
@@ -103,8 +94,8 @@ class NativeSampler:
         """As `Sampler` says."""
         logprobs = _LogprobsBuffer(counts)
         logprobs.records["token_id"] = token_ids
-        self._logprobs_rows(*self._place(logits), logprobs.records.ctypes.data, self._reserve(logits.shape[-1]))
-        return [entry for entry in logprobs.read(np.ones(len(counts), dtype=bool)) if entry is not None]
+        self._logprobs_rows(*self._place(logits), logprobs.address, self._reserve(logits.shape[-1]))
+        return [logprobs.read_row(row) for row in range(len(counts))]
 
     def _place(self, logits: torch.Tensor) -> tuple[int, int, int, int, int]:
         assert logits.device.type == "cpu"
@@ -133,20 +124,25 @@ class _LogprobsBuffer:
         self.records["top_ids"] = _row_addresses(self._top_ids)
         self.records["top_logprobs"] = _row_addresses(self._top_logprobs)
 
-    def read(self, is_filled: NDArray[np.bool_]) -> list[TokenLogprobs | None]:
-        entries: list[TokenLogprobs | None] = [None] * len(is_filled)
-        for row in is_filled.nonzero()[0].tolist():
-            token_id, logprob, num_top, _, _ = self.records[row].item()
-            entries[row] = build_logprobs(
-                token_id, logprob, self._top_ids[row, :num_top].tolist(), self._top_logprobs[row, :num_top].tolist()
-            )
-        return entries
+    @property
+    def address(self) -> int:
+        return self.records.ctypes.data
+
+    def read(self, is_filled: Sequence[bool]) -> list[TokenLogprobs | None]:
+        return [self.read_row(row) if filled else None for row, filled in enumerate(is_filled)]
+
+    def read_row(self, row: int) -> TokenLogprobs:
+        token_id, logprob, num_top, _, _ = self.records[row].item()
+        return build_logprobs(
+            token_id, logprob, self._top_ids[row, :num_top].tolist(), self._top_logprobs[row, :num_top].tolist()
+        )
 
 
-def _flatten(row: ScheduledRow, adjustments: RowAdjustments) -> tuple[float, ...]:
-    """One row's `_SAMPLING`."""
+def _pack(row: ScheduledRow, adjustments: RowAdjustments) -> bytes:
+    """One row's `DedicateSampling`; its pointers are valid as long as `adjustments` lives."""
     sampling = row.sampling
-    return (
+    seen, biases = adjustments.seen, adjustments.biases
+    return _SAMPLING.pack(
         sampling.temperature,
         sampling.top_p,
         sampling.min_p,
@@ -156,10 +152,10 @@ def _flatten(row: ScheduledRow, adjustments: RowAdjustments) -> tuple[float, ...
         sampling.top_k,
         sampling.seed & _SEED_MASK,
         row.output_position,
-        adjustments.seen.ctypes.data,
-        len(adjustments.seen),
-        adjustments.biases.ctypes.data,
-        len(adjustments.biases),
+        seen.ctypes.data if len(seen) else 0,
+        len(seen),
+        biases.ctypes.data if len(biases) else 0,
+        len(biases),
     )
 
 

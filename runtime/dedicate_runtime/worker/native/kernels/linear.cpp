@@ -355,25 +355,35 @@ int64_t quantized_stride(int64_t in_features) { return (in_features + kDepth - 1
 void quantize_row(const float* input, int64_t count, int64_t row, const QuantizedRows& to) {
     int8_t* values = to.values + row * to.stride;
     Floats largest = {};
+    // Zero as long as all values are finite.
+    Floats poison = {};
     int64_t i = 0;
     for (; i + kLanes <= count; i += kLanes) {
         const Floats x = load(input + i);
-        // NaN passes through, so that a broken row shows as one.
-        largest = choose(maximum(x, -x) <= largest, largest, maximum(x, -x));
+        largest = maximum(maximum(x, -x), largest);
+        poison += x * Floats{};
     }
-    float most = 0.0f;
-    bool is_broken = false;
-    for (int lane = 0; lane < kLanes; ++lane) {
-        is_broken |= !(largest[lane] <= 3.4e38f);
-        most = std::max(most, largest[lane]);
-    }
+    float most = maximum_of(largest);
+    float poison_sum = sum_of(poison);
     for (; i < count; ++i) {
-        is_broken |= !(std::fabs(input[i]) <= 3.4e38f);
         most = std::max(most, std::fabs(input[i]));
+        poison_sum += input[i] * 0.0f;
     }
+    const bool is_broken = !(poison_sum == 0.0f);
     to.scales[row] = is_broken ? std::nanf("") : most / 127.0f;
-    const float inverse = most > 0.0f && !is_broken ? 127.0f / most : 0.0f;
-    for (i = 0; i < count; ++i) values[i] = static_cast<int8_t>(std::nearbyint(is_broken ? 0.0f : input[i] * inverse));
+    if (is_broken) {
+        std::memset(values, 0, to.stride);
+        return;
+    }
+    const float inverse = most > 0.0f ? 127.0f / most : 0.0f;
+    // Adding 1.5 * 2^23 rounds to the nearest integer and leaves it in the low bits.
+    const float magic = 12582912.0f;
+    for (i = 0; i + kLanes <= count; i += kLanes) {
+        const Ints rounded = (Ints)(load(input + i) * broadcast(inverse) + broadcast(magic));
+        const Bytes bytes = __builtin_convertvector(rounded, Bytes);
+        std::memcpy(values + i, &bytes, sizeof bytes);
+    }
+    for (; i < count; ++i) values[i] = static_cast<int8_t>(std::nearbyint(input[i] * inverse));
     for (; i < to.stride; ++i) values[i] = 0;
 }
 

@@ -11,8 +11,8 @@ namespace dedicate {
 
 namespace {
 
-// About ten microseconds; arbitrary within the same order.
-constexpr int kSpins = 300;
+// About twenty microseconds, many times what a barrier takes when every thread has its core; arbitrary otherwise.
+constexpr int kSpins = 2000;
 
 inline void relax() {
 #if defined(__x86_64__)

@@ -17,6 +17,7 @@ constexpr int kLanes = 4;
 
 typedef float Floats __attribute__((vector_size(4 * kLanes)));
 typedef int32_t Ints __attribute__((vector_size(4 * kLanes)));
+typedef int8_t Bytes __attribute__((vector_size(kLanes)));
 // Memory is aligned to floats, not to vectors.
 typedef float FloatsInMemory __attribute__((vector_size(4 * kLanes), aligned(4), may_alias));
 

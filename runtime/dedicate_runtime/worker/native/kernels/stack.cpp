@@ -128,6 +128,8 @@ private:
     };
 
     bool reserve(const DedicateStep& step, int64_t first, int64_t last);
+    template <typename Body>
+    void for_each_token(const DedicateStep& step, Body&& body);
     const AttentionPlan& plan_for(const DedicateLayer& layer) const { return plans_[layer.window != plan_window_]; }
     void run_layer(int thread, const DedicateStep& step, const DedicateLayer& layer);
     void place_token(const DedicateStep& step, const DedicateLayer& layer, int64_t token);
@@ -165,6 +167,16 @@ void Stack::lap(int thread, Kind kind) {
     const auto now = std::chrono::steady_clock::now();
     seconds_[kind] += std::chrono::duration<double>(now - lap_start_).count();
     lap_start_ = now;
+}
+
+// Tokens in runs, for neighbours of one sequence share lines of its cache: two threads must not write them in turn.
+template <typename Body>
+void Stack::for_each_token(const DedicateStep& step, Body&& body) {
+    const int64_t run = std::clamp<int64_t>(step.num_tokens / (4 * pool_.num_threads()), 1, kBlockTokens);
+    pool_.for_each((step.num_tokens + run - 1) / run, [&](int64_t item) {
+        const int64_t last = std::min((item + 1) * run, step.num_tokens);
+        for (int64_t token = item * run; token < last; ++token) body(token);
+    });
 }
 
 bool Stack::reserve(const DedicateStep& step, int64_t first, int64_t last) {
@@ -238,7 +250,7 @@ void Stack::hand_over(const Linear& to, const float* values, int64_t count, int6
 // Normalizes rows where there is a norm, and brings them to where `to` reads its inputs.
 void Stack::hand_over_rows(
     const DedicateStep& step, const Linear& to, const float* norm, float epsilon, const float* from, int64_t from_stride) {
-    pool_.for_each(step.num_tokens, [&](int64_t token) {
+    for_each_token(step, [&](int64_t token) {
         const float* row = from + token * from_stride;
         float* normalized = input() + token * input_stride_;
         if (norm) normalize(row, norm, to.in_features, epsilon, normalized);
@@ -272,7 +284,7 @@ void Stack::add_branch(const DedicateStep& step, const DedicateLayer& layer, con
         return;
     }
     project<Finish::kStore>(step, linear, wide(), wide_stride_, branch(), input_stride_, layer);
-    pool_.for_each(step.num_tokens, [&](int64_t token) {
+    for_each_token(step, [&](int64_t token) {
         float* row = branch() + token * input_stride_;
         float* hidden = step.hidden + token * hidden_size_;
         normalize(row, norm, hidden_size_, layer.norm_epsilon, row);
@@ -317,7 +329,7 @@ void Stack::run_layer(int thread, const DedicateStep& step, const DedicateLayer&
     lap(thread, kElementwise);
     project<Finish::kStore>(step, qkv_linear, input(), input_stride_, qkv(), qkv_stride_, layer);
     lap(thread, kProjections);
-    pool_.for_each(step.num_tokens, [&](int64_t token) { place_token(step, layer, token); });
+    for_each_token(step, [&](int64_t token) { place_token(step, layer, token); });
     lap(thread, kElementwise);
     AttentionCall call = {};
     call.shape = {layer.num_heads, layer.num_kv_heads, layer.head_dim};
