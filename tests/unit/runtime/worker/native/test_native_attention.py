@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import hypothesis.strategies as st
 import pytest
 import torch
@@ -136,7 +138,7 @@ def test_chunks_and_company_change_no_bit(native, length, window):
     def feed(bounds, others=0):
         cache = NativeKVCache({0: shape}, num_blocks=len(table) + 40)
         outputs = []
-        for start, end in zip(bounds, bounds[1:], strict=False):
+        for start, end in itertools.pairwise(bounds):
             row = make_row(start, end - start, table)
             company = tuple(make_row(0, 1, (len(table) + 1 + other,)) for other in range(others))
             fed = tuple(torch.cat([part[:, start:end], part[:, :others]], dim=1) for part in tokens)
