@@ -70,18 +70,18 @@ class NativeSampler:
         samplings = b"".join([_pack(row, one) for row, one in zip(rows, adjustments, strict=True)])
         sampled = np.empty(len(rows), dtype=_SAMPLED)
         counts = [row.sampling.num_logprobs for row in rows]
-        reported = bytes([count is not None for count in counts])
-        logprobs = _LogprobsBuffer([count or 0 for count in counts]) if any(reported) else None
+        is_reported = [count is not None for count in counts]
+        logprobs = _LogprobsBuffer([count or 0 for count in counts]) if any(is_reported) else None
         self._sample_rows(
             *self._place(logits),
             samplings,
             sampled.ctypes.data,
-            reported,
+            bytes(is_reported),
             logprobs and logprobs.address,
             self._reserve(logits.shape[-1]),
         )
         is_broken = [flag != 0 for flag in sampled["is_broken"].tolist()]
-        wanted = [flag and not broken for flag, broken in zip(reported, is_broken, strict=True)]
+        wanted = [flag and not broken for flag, broken in zip(is_reported, is_broken, strict=True)]
         return SampledTokens(
             token_ids=sampled["token_id"].tolist(),
             is_broken=is_broken,
