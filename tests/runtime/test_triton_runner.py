@@ -185,11 +185,24 @@ def run_ahead(runner, sampling, num_steps=4):
     return sequences.outputs
 
 
-@pytest.mark.parametrize("sampling", [NARROW, MIXED], ids=["on-device", "on-host"])
+WITHOUT_HISTORY = [
+    make_sampling(seed=1, temperature=1.5),
+    make_sampling(seed=3, temperature=2.0, min_tokens=3, end_ids=frozenset({1, 2})),
+    make_sampling(seed=4, top_k=0, top_p=1.0, temperature=2.0),
+    make_sampling(temperature=0.0, num_logprobs=2),
+    make_sampling(temperature=0.0, logit_bias={5: 9.0}),
+]
+
+
+@pytest.mark.parametrize("sampling", [NARROW, WITHOUT_HISTORY], ids=["on-device", "on-host"])
 def test_tokens_are_those_of_the_reference_in_step_and_ahead(model, runner, sampling):
     expected = run_in_step(make_reference(model), sampling)
     assert run_in_step(runner, sampling) == expected
     assert run_ahead(runner, sampling) == expected
+
+
+def test_penalties_see_every_token(model, runner):
+    assert run_in_step(runner, MIXED) == run_in_step(make_reference(model), MIXED)
 
 
 def test_decode_rows_beside_chunks_of_others(model, runner):

@@ -19,22 +19,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from dedicate_runtime.core.batch import FinishedStep, RowResult, ScheduledBatch, TokenHistory
+from dedicate_runtime.core.batch import FinishedStep, RowResult, ScheduledBatch
 from dedicate_runtime.core.faults import DeviceLostError, StepOutOfMemoryError
 from dedicate_runtime.worker.attention import BACKEND_ARGUMENT
 from dedicate_runtime.worker.cuda.buffers import DecodeBuffers, build_columns
 from dedicate_runtime.worker.cuda.geometry import DecodeGeometry, Geometry
 from dedicate_runtime.worker.cuda.graphs import CapturedSteps, DecodeSteps, UncapturedSteps, choose_buckets
+from dedicate_runtime.worker.cuda.host_sampling import BROKEN_ROW, HostSampler, find_logit_positions
 from dedicate_runtime.worker.cuda.sampling import is_narrow, sample_narrow
 from dedicate_runtime.worker.cuda.upload import upload
-from dedicate_runtime.worker.model_runner import (
-    _BROKEN_ROW,
-    ModelRunner,
-    _combine,
-    _compute_prompt_logprobs,
-    _find_logit_positions,
-    _sample_rows,
-)
 from dedicate_runtime.worker.step_inputs import build_step_inputs
 
 if TYPE_CHECKING:
@@ -73,15 +66,11 @@ class _SentStep:
         return [
             RowResult()
             if not row.is_sampled
-            else RowResult(error=_BROKEN_ROW)
+            else RowResult(error=BROKEN_ROW)
             if is_broken
             else RowResult(token_id=token_id)
             for row, (token_id, is_broken) in zip(self._rows, self._read(), strict=True)
         ]
-
-    def read_tokens(self) -> list[int]:
-        """The token of each row by index; 0 where none was sampled."""
-        return [token_id for token_id, _ in self._read()]
 
     def _read(self) -> list[tuple[int, int]]:
         try:
@@ -93,7 +82,7 @@ class _SentStep:
         return pairs
 
 
-class CudaModelRunner(ModelRunner):
+class CudaModelRunner:
     """A loaded model and its cache on one device; also runs on CPU tensors where Triton interprets its kernels."""
 
     max_steps_ahead = 1
@@ -108,7 +97,9 @@ class CudaModelRunner(ModelRunner):
         device: torch.device,
         has_graphs: bool = True,
     ) -> None:
-        super().__init__(model, cache, factory, device=device)
+        self._model = model
+        self._cache = cache
+        self._device = device
         buckets = choose_buckets(limits.max_num_seqs)
         max_rows = max(buckets[-1], limits.max_num_seqs)
         self._factory = factory
@@ -122,14 +113,14 @@ class CudaModelRunner(ModelRunner):
         self._sampled = torch.zeros((max_rows, 2), dtype=torch.int64, device=device)
         steps_class = CapturedSteps if device.type == "cuda" else UncapturedSteps
         self._steps: DecodeSteps = steps_class(self._compute_decode, buckets if has_graphs else ())
-        self._previous: _SentStep | None = None
+        self._host_sampler = HostSampler()
 
     def capture(self) -> None:
         """Captures the decode graphs; before it, and where it fails, decode steps are eager."""
         if isinstance(self._steps, CapturedSteps):
             self._steps.capture()
 
-    def launch(self, batch: ScheduledBatch) -> FinishedStep | _SentStep:  # type: ignore[override]
+    def launch(self, batch: ScheduledBatch) -> FinishedStep | _SentStep:
         """Starts a step and returns before the device has computed it.
 
         Raises:
@@ -153,7 +144,7 @@ class CudaModelRunner(ModelRunner):
         return self.launch(batch).wait()
 
     def compute_logits(self, batch: ScheduledBatch, positions: Sequence[int]) -> torch.Tensor:
-        """See `ModelRunner.compute_logits`; eager."""
+        """Feeds `batch` eagerly: (len(positions), vocab_size) float32 for positions of the flattened batch."""
         return self._forward(batch, positions).float()
 
     def _launch(self, batch: ScheduledBatch) -> FinishedStep | _SentStep:
@@ -163,12 +154,11 @@ class CudaModelRunner(ModelRunner):
         graph_logits = self._run_decode(rows[: batch.num_decode_rows])
         num_done = 0 if graph_logits is None else batch.num_decode_rows
         rest = ScheduledBatch(rows=rows[num_done:], num_decode_rows=batch.num_decode_rows - num_done)
-        rest_logits = self._forward(rest, _find_logit_positions(rest)) if rest.rows else None
+        rest_logits = self._forward(rest, find_logit_positions(rest)) if rest.rows else None
         if all(is_narrow(row) if row.is_sampled else not row.prompt_targets for row in rows):
             if rest_logits is not None:
                 self._sample_rest(rest.rows, rest_logits, num_done)
-            self._previous = _SentStep(rows, self._sampled[: len(rows)])
-            return self._previous
+            return _SentStep(rows, self._sampled[: len(rows)])
         parts = [logits for logits in (graph_logits, rest_logits) if logits is not None]
         return self._sample_on_host(rows, parts[0] if len(parts) == 1 else torch.cat(parts))
 
@@ -245,28 +235,7 @@ class CudaModelRunner(ModelRunner):
 
     def _sample_on_host(self, rows: Sequence[ScheduledRow], logits: torch.Tensor) -> FinishedStep:
         """Waits for `logits`, those of sampled rows and then those of prompt targets, and finishes the step."""
-        sampled = [(index, self._complete_history(row)) for index, row in enumerate(rows) if row.is_sampled]
-        prompt_logprobs = _compute_prompt_logprobs(logits[len(sampled) :].float(), rows)
-        results = [RowResult()] * len(rows)
-        for (index, _), result in zip(
-            sampled, _sample_rows(logits[: len(sampled)].float(), [row for _, row in sampled]), strict=True
-        ):
-            results[index] = result
+        results = self._host_sampler.finish(logits, rows)
         tokens = np.array([[result.token_id or 0, result.error is not None] for result in results], dtype=np.int64)
         self._sampled[: len(rows)] = upload(tokens, self._device)
-        self._previous = _SentStep(rows, self._sampled[: len(rows)])
-        return FinishedStep([_combine(result, prompt_logprobs.get(index, ())) for index, result in enumerate(results)])
-
-    def _complete_history(self, row: ScheduledRow) -> ScheduledRow:
-        """Penalties count the token that is fed, also where the host has not told the scheduler of it yet."""
-        history = row.history
-        if history is None or row.fed_by is None or len(history.output_token_ids) >= row.output_position:
-            return row
-        assert self._previous is not None, "a row is fed by a step that was never launched"
-        fed = self._previous.read_tokens()[row.fed_by]
-        return replace(
-            row,
-            history=TokenHistory(
-                prompt_token_ids=history.prompt_token_ids, output_token_ids=(*history.output_token_ids, fed)
-            ),
-        )
+        return FinishedStep(results)
