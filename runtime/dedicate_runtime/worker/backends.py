@@ -22,7 +22,9 @@ from dedicate_runtime.worker.native.attention import why_not_native
 from dedicate_runtime.worker.native.cache import NativeKVCache
 from dedicate_runtime.worker.native.library import BLOCK_TOKENS, NativeUnavailableError, Pool, load_kernels
 from dedicate_runtime.worker.native.linear import WeightFormat
+from dedicate_runtime.worker.native.sampling import NativeSampler
 from dedicate_runtime.worker.native.stack import NativeModel
+from dedicate_runtime.worker.sampler import TorchSampler
 
 if TYPE_CHECKING:
     from dedicate_runtime.core.config import EngineConfig
@@ -64,7 +66,8 @@ class TorchBackend:
         cache = KVCache(
             self._shapes, num_blocks=num_blocks, block_size=self._block_size, dtype=loaded.dtype, device=loaded.device
         )
-        return ModelRunner(loaded.model, cache, partial(TorchPagedAttention, cache), device=loaded.device)
+        attention = partial(TorchPagedAttention, cache)
+        return ModelRunner(loaded.model, cache, attention, TorchSampler(), device=loaded.device)
 
 
 class NativeBackend:
@@ -73,6 +76,7 @@ class NativeBackend:
     def __init__(self, loaded: LoadedModel, layers: AttentionLayers, pool: Pool, format_: WeightFormat) -> None:
         self._loaded = loaded
         self._shapes = layers.shapes
+        self._pool = pool
         self.model = NativeModel(loaded.model, pool, layers.variants, layers.shapes)
         self.model.take_weights(format_)
         self.name = f"native ({pool.kernels.instruction_set})"
@@ -82,7 +86,8 @@ class NativeBackend:
         """See `Backend.make_runner`."""
         cache = NativeKVCache(self._shapes, num_blocks=num_blocks)
         self.model.bind(cache)
-        return ModelRunner(self._loaded.model, cache, self.model.make_step, device=self._loaded.device)
+        sampler = NativeSampler(self._pool)
+        return ModelRunner(self._loaded.model, cache, self.model.make_step, sampler, device=self._loaded.device)
 
 
 def choose_backend(config: EngineConfig, loaded: LoadedModel, layers: AttentionLayers) -> Backend:

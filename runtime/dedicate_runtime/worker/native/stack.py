@@ -177,7 +177,8 @@ class NativeModel:
     def _find_rotary_dim(self) -> int:
         rotary = self._model.get_decoder().rotary_emb
         hidden = torch.zeros(1, 1, 1)
-        return int(rotary(hidden, position_ids=torch.zeros(1, 1, dtype=torch.int64))[0].shape[-1])
+        width: int = rotary(hidden, position_ids=torch.zeros(1, 1, dtype=torch.int64))[0].shape[-1]
+        return width
 
     def make_step(self, inputs: StepInputs) -> NativeStep:
         """The attention backend of one step."""
