@@ -79,8 +79,9 @@ class PrefillBudget:
         self._long_left = num_left
         if costs is not None and costs.prefill_token_s > 0:
             tokens_per_unit = costs.decode_s / costs.prefill_token_s
-            self._max_short = self._short_left = min(max(int(_SHORT_SHARE * tokens_per_unit), floor), num_left)
-            self._long_left = min(max(int(_LONG_SHARE * tokens_per_unit), floor), num_left)
+            self._short_left = int(min(max(_SHORT_SHARE * tokens_per_unit, floor), num_left))
+            self._long_left = int(min(max(_LONG_SHARE * tokens_per_unit, floor), num_left))
+            self._max_short = self._short_left
         self._first_left = 0
         if not is_decoding:
             self._first_left = num_left

@@ -196,7 +196,7 @@ class Scheduler:
 
     def _plan_prefills(self, plan: StepPlan, costs: StepCosts | None) -> None:
         num_decoding = len(plan.decoding)
-        if costs and num_decoding and self._num_steps_with_prefill == MAX_STEPS_WITH_PREFILL:
+        if costs and num_decoding and self._num_steps_with_prefill >= MAX_STEPS_WITH_PREFILL:
             self._num_steps_with_prefill = 0
             return
         budget = PrefillBudget(

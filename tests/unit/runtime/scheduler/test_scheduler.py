@@ -10,6 +10,7 @@ from dedicate_runtime.core.batch import RowResult
 from dedicate_runtime.core.request import FinishReason, Request, RequestId, SamplingParams, TokenLogprobs
 from dedicate_runtime.errors import QueueFullError, RequestError
 from dedicate_runtime.scheduler.block_manager import BlockManager
+from dedicate_runtime.scheduler.budget import MAX_STEPS_WITH_PREFILL, StepCosts
 from dedicate_runtime.scheduler.limits import SchedulerLimits
 from dedicate_runtime.scheduler.scheduler import Scheduler
 
@@ -195,3 +196,158 @@ def test_aborted_sequence_is_free_at_once_in_any_state():
 def test_cache_that_holds_no_full_sequence_is_refused():
     with pytest.raises(ValueError, match="less than one sequence"):
         make_scheduler(num_blocks=7, block_size=4, max_model_len=32)
+
+
+def test_queue_is_bounded_by_prompt_tokens_of_those_that_wait():
+    scheduler = make_scheduler(seqs=1, queued=8, max_queued_tokens=10)
+    scheduler.add([make_request("running", 8)])
+    run_step(scheduler)
+    scheduler.add([make_request("a", 20)])
+    with pytest.raises(QueueFullError, match="20 prompt tokens are waiting"):
+        scheduler.add([make_request("b", 1)])
+    scheduler.abort([RequestId("a")])
+    scheduler.add([make_request("b", 6), make_request("c", 3)])
+    scheduler.add([make_request("d", 1)])
+    with pytest.raises(QueueFullError):
+        scheduler.add([make_request("e", 1)])
+
+
+def test_long_prompt_is_cut_to_what_the_streams_bear():
+    scheduler = make_scheduler(budget=64, num_blocks=32, max_model_len=64, min_prefill_tokens=2)
+    costs = StepCosts(decode_s=1.0, prefill_token_s=0.2)
+    scheduler.add([make_request("stream", 3, max_tokens=60)])
+    run_step(scheduler)
+    scheduler.add([make_request("long", 40), make_request("short", 4)])
+    batch = scheduler.schedule(costs)
+    assert shape(batch) == [("stream", 3, 1, True), ("long", 0, 5, False), ("short", 0, 4, True)]
+
+
+def test_every_so_often_a_step_only_decodes_so_that_its_cost_stays_known():
+    scheduler = make_scheduler(budget=64, num_blocks=64, max_model_len=128, min_prefill_tokens=1)
+    costs = StepCosts(decode_s=1.0, prefill_token_s=1.0)
+    scheduler.add([make_request("stream", 3, max_tokens=100)])
+    run_step(scheduler)
+    scheduler.add([make_request("long", 100)])
+    num_rows = []
+    for _ in range(MAX_STEPS_WITH_PREFILL + 2):
+        batch = scheduler.schedule(costs)
+        num_rows.append(len(batch.rows))
+        scheduler.commit(batch, [RowResult(token_id=9 if row.is_sampled else None) for row in batch.rows])
+    assert num_rows == [2] * MAX_STEPS_WITH_PREFILL + [1, 2]
+
+
+def launch(scheduler, token_id=9):
+    """A step in flight and the results that it will bring."""
+    batch = scheduler.schedule()
+    scheduler.check_integrity()
+    return batch, [RowResult(token_id=token_id if row.is_sampled else None) for row in batch.rows]
+
+
+def test_step_ahead_takes_its_token_from_the_row_before():
+    scheduler = make_scheduler()
+    scheduler.add([make_request("b", 5), make_request("a", 2)])
+    first = launch(scheduler)
+    second = launch(scheduler)
+    assert [(row.request_id, row.fed_by, row.token_ids, row.start) for row in second[0].rows] == [
+        ("a", 1, (0,), 2),
+        ("b", 0, (0,), 5),
+    ]
+    assert [row.output_position for row in second[0].rows] == [1, 1]
+    scheduler.commit(*first)
+    third = launch(scheduler)
+    assert [row.fed_by for row in third[0].rows] == [0, 1]
+    scheduler.commit(*second)
+    scheduler.check_integrity()
+
+
+def test_step_ahead_leaves_out_who_ends_by_length():
+    scheduler = make_scheduler()
+    scheduler.add([make_request("a", 2, max_tokens=1), make_request("b", 2)])
+    first = launch(scheduler)
+    second = launch(scheduler)
+    assert [row.request_id for row in second[0].rows] == ["b"]
+    assert [output.finish_reason for output in scheduler.commit(*first)] == [FinishReason.LENGTH, None]
+
+
+def test_row_of_a_sequence_that_ended_a_step_before_is_passed_over_and_its_blocks_stay_held():
+    scheduler = make_scheduler()
+    scheduler.add([make_request("a", 2)])
+    first = launch(scheduler, token_id=0)
+    second = launch(scheduler)
+    (output,) = scheduler.commit(*first)
+    assert output.finish_reason is FinishReason.STOP
+    scheduler.check_integrity()
+    assert not scheduler.has_work
+    assert scheduler.num_free_blocks == scheduler.num_blocks - 1
+    assert scheduler.commit(*second) == []
+    assert scheduler.num_free_blocks == scheduler.num_blocks
+
+
+def test_id_that_is_used_again_does_not_get_the_row_of_its_predecessor():
+    scheduler = make_scheduler()
+    scheduler.add([make_request("a", 2)])
+    first = launch(scheduler)
+    scheduler.abort([RequestId("a")])
+    scheduler.add([make_request("a", 3)])
+    assert scheduler.commit(*first) == []
+    assert shape(launch(scheduler)[0]) == [("a", 0, 3, True)]
+
+
+def test_penalties_are_a_reason_not_to_step_ahead():
+    scheduler = make_scheduler()
+    scheduler.add([make_request("a", 2), make_request("b", 2, presence_penalty=0.5)])
+    first = launch(scheduler)
+    assert scheduler.schedule() is None
+    scheduler.commit(*first)
+    assert [row.history is not None for row in launch(scheduler)[0].rows] == [False, True]
+
+
+def test_preemption_waits_for_the_step_in_flight():
+    scheduler = make_scheduler(budget=16, num_blocks=4, block_size=4, max_model_len=16)
+    scheduler.add([make_request("a", 6, max_tokens=8), make_request("b", 3, max_tokens=8)])
+    run_step(scheduler)
+    run_step(scheduler)
+    flight = launch(scheduler)
+    assert scheduler.schedule() is None
+    assert scheduler.num_preemptions == 0
+    scheduler.commit(*flight)
+    assert [row.request_id for row in launch(scheduler)[0].rows] == ["a"]
+    assert scheduler.num_preemptions == 1
+
+
+def test_steps_that_do_not_fit_shrink_until_they_do():
+    scheduler = make_scheduler(budget=16, num_blocks=32)
+    scheduler.add([make_request(name, 8) for name in "abcd"])
+    batch, _ = launch(scheduler)
+    assert scheduler.put_back(batch, "Too large.") == []
+    batch, _ = launch(scheduler)
+    assert shape(batch) == [("a", 0, 8, True)]
+    assert scheduler.put_back(batch, "Too large.") == []
+    assert shape(run_step(scheduler)[0]) == [("a", 0, 4, False)]
+    assert scheduler.num_waiting == 2
+
+
+def test_youngest_wait_while_there_is_no_memory_for_all():
+    scheduler = make_scheduler(budget=16, num_blocks=32)
+    scheduler.add([make_request(name, 4, max_tokens=8) for name in "abcd"])
+    run_step(scheduler)
+    first = launch(scheduler)
+    second = launch(scheduler)
+    assert len(second[0].rows) == 4
+    assert scheduler.put_back(first[0], "Too large.") == []
+    scheduler.check_integrity()
+    batch, _ = run_step(scheduler)
+    assert [row.request_id for row in batch.rows] == ["a", "b"]
+    assert [row.output_position for row in batch.rows] == [1, 1]
+    assert scheduler.num_preemptions == 2
+
+
+def test_single_token_that_does_not_fit_ends_its_sequence():
+    scheduler = make_scheduler(seqs=4, budget=8)
+    scheduler.add([make_request("a", 1), make_request("b", 8)])
+    scheduler.put_back(launch(scheduler)[0], "Too large.")
+    scheduler.put_back(launch(scheduler)[0], "Too large.")
+    scheduler.put_back(launch(scheduler)[0], "Too large.")
+    (output,) = scheduler.put_back(launch(scheduler)[0], "Too large.")
+    assert (output.request_id, output.finish_reason, output.error) == ("a", FinishReason.ERROR, "Too large.")
+    assert shape(run_step(scheduler)[0]) == [("b", 0, 8, True)]
