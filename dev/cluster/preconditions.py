@@ -27,6 +27,7 @@ NODE_PACKAGES = {
     "/usr/lib/cni/ptp": "containernetworking-plugins",
     "docker-registry": "docker-registry",
     "buildah": "buildah",
+    "c++": "g++",
     "debootstrap": "debootstrap",
     "iptables": "iptables",
     "nft": "nftables",

@@ -6,6 +6,7 @@ import os
 import platform
 import re
 import shutil
+import subprocess
 import sys
 import tempfile
 import tomllib
@@ -27,6 +28,7 @@ from dev.paths import REPOSITORY, cache_dir
 Say = Callable[[str], None]
 
 _PREFETCH_TIMEOUT_S = 1800
+_COMPILE_TIMEOUT_S = 600
 _REGISTRY_TIMEOUT_S = 10
 _LOCK_TIMEOUT_S = 3600
 _MANIFESTS = "application/vnd.oci.image.manifest.v1+json, application/vnd.docker.distribution.manifest.v2+json"
@@ -115,7 +117,7 @@ def _ensure_built(store: Store, recipe: Recipe, say: Say) -> str:
             context=context,
             dockerfile=context / recipe.dockerfile,
             arguments={"BASE_IMAGE": base_tag, "VERSION": _version()},
-            contexts={"packages": packages, "installer": Path(sys.prefix)},
+            contexts={"packages": packages, "installer": Path(sys.prefix), **_compile_kernels(recipe, context, say)},
             on_line=step.read,
         )
     store.remove_others(tag)
@@ -154,6 +156,27 @@ def _prefetch(recipe: Recipe, log: Path, say: Say) -> Path:
             environment=os.environ | {"UV_CACHE_DIR": str(cache)},
         )
     return cache
+
+
+def _compile_kernels(recipe: Recipe, context: Path, say: Say) -> dict[str, Path]:
+    """Compile what the image takes in compiled form, as its Dockerfile does; libraries that are there already are kept.
+
+    The folder lies beside the sources in `context`, where nothing is copied from.
+    """
+    script = context / recipe.package / "worker" / "native" / "build.py"
+    if not script.exists():
+        return {}
+    say(f"image {recipe.name}: compiling the CPU kernels")
+    cache = cache_dir() / "kernels"
+    command = [sys.executable, str(script), "--to", str(cache)]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=_COMPILE_TIMEOUT_S, check=False)
+    if result.returncode != 0:
+        raise ImageError(f"The CPU kernels do not compile: {result.stderr.strip().splitlines()[-1]}")
+    folder = context / "kernels"
+    folder.mkdir()
+    for library in result.stdout.split():
+        shutil.copy(library, folder)
+    return {"kernels": folder}
 
 
 @contextmanager

@@ -88,7 +88,9 @@ def test_a_dockerfile_copies_only_what_the_key_covers(name: str) -> None:
     recipe = RECIPES[name]
     text = (REPOSITORY / recipe.dockerfile).read_text()
     covered = {str(path.relative_to(REPOSITORY)) for path in recipe.inputs()} | {str(recipe.package)}
-    assert set(re.findall(r"^COPY ([^-]\S*) ", text, re.MULTILINE)) <= covered
+    copied = re.findall(r"^COPY ([^-]\S*) ", text, re.MULTILINE)
+    assert copied
+    assert all(path in covered or Path(path).is_relative_to(recipe.package) for path in copied)
 
 
 def test_the_two_dockerfiles_differ_in_names_only() -> None:
@@ -96,9 +98,11 @@ def test_the_two_dockerfiles_differ_in_names_only() -> None:
     for name, other in (("operator", "runtime"), ("runtime", "operator")):
         text = (REPOSITORY / name / "Dockerfile").read_text()
         assert f"dedicate_{other}" not in text
+        # The runtime alone has something to compile.
+        paragraphs = [part for part in text.split("\n\n") if "kernels" not in part]
         kept = [
             line
-            for line in text.replace(name, "NAME").splitlines()
+            for line in "\n\n".join(paragraphs).replace(name, "NAME").splitlines()
             if not line.startswith(("#", "EXPOSE")) and "image.description" not in line
         ]
         texts.append(kept)

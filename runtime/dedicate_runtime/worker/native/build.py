@@ -19,7 +19,17 @@ from pathlib import Path
 
 _SOURCES = Path(__file__).parent / "kernels"
 _COMPILERS = ("c++", "g++", "clang++")
-_OPTIONS = ("-O3", "-std=c++17", "-fPIC", "-shared", "-pthread", "-fno-math-errno", "-fno-trapping-math")
+_OPTIONS = (
+    "-O3",
+    "-std=c++17",
+    "-fPIC",
+    "-shared",
+    "-pthread",
+    "-fno-math-errno",
+    "-fno-trapping-math",
+    "-static-libgcc",
+    "-static-libstdc++",
+)
 _TIMEOUT_S = 300  # arbitrary: about ten seconds on an idle machine
 
 
@@ -101,13 +111,13 @@ def compile_library(instructions: InstructionSet, folder: Path) -> Path:
 
 
 def main() -> None:
-    """Compiles every library for this machine's architecture."""
+    """Compiles every library for this machine's architecture, and prints where each is."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--to", type=Path, required=True, help="folder for the libraries")
     folder = parser.parse_args().to
     for instructions in INSTRUCTION_SETS:
         if instructions.machine == platform.machine():
-            compile_library(instructions, folder)
+            print(compile_library(instructions, folder))  # noqa: T201 - for the image build
 
 
 if __name__ == "__main__":

@@ -145,12 +145,14 @@ class NativeModel:
             return None
         kept = norm.detach().float().contiguous()
         self._kept.append(kept)
-        return kept.data_ptr()
+        address: int = kept.data_ptr()
+        return address
 
     def _pack_linear(self, weight: torch.Tensor, bias: torch.Tensor | None, format_: WeightFormat) -> int:
         packed = PackedWeights(self._pool, weight, bias, format_)
         self._kept.append(packed)
-        return packed.handle
+        handle: int = packed.handle
+        return handle
 
     def _replace_linears(self, module: torch.nn.Module, format_: WeightFormat) -> None:
         for name, child in module.named_children():
