@@ -89,7 +89,7 @@ def make_config(folder, **fields):
         "max_num_batched_tokens": 256,
         "max_queued_requests": 64,
         "kv_cache_tokens": 2048,
-        "block_size": 8,
+        "block_size": 16,
     }
     return EngineConfig(model=str(folder), device=DeviceChoice.CPU, dtype=DtypeChoice.FLOAT32, **{**base, **fields})
 

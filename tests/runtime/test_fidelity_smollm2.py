@@ -70,7 +70,7 @@ def expected(folder, prompts):
 @pytest.fixture(scope="module")
 def build(folder):
     def build_with(**fields):
-        return build_engine(make_config(folder, **{"max_num_seqs": 16, "block_size": 16, **fields}))[0]
+        return build_engine(make_config(folder, **{"max_num_seqs": 16, **fields}))[0]
 
     return build_with
 
@@ -105,7 +105,7 @@ def test_after_prefix_hits(build, prompts, expected):
 
 
 def test_with_prompts_in_chunks_and_after_preemption(build, prompts, expected):
-    engine = build(max_num_seqs=8, max_num_batched_tokens=19, kv_cache_tokens=512, block_size=4)
+    engine = build(max_num_seqs=8, max_num_batched_tokens=19, kv_cache_tokens=512)
     assert run(engine, make_requests(prompts)) == expected
     assert engine.stats.num_preemptions > 0
 
