@@ -153,12 +153,18 @@ class Engine:
         Raises:
             DeviceLostError: the device is lost.
         """
-        while len(self._flights) <= self._runner.max_steps_ahead:
+        while self._may_launch():
             batch = self._scheduler.schedule(self._meter.costs)
             if batch is None:
                 break
             self._flights.append(_Flight(batch=batch, started=time.monotonic(), step=self._launch(batch)))
         return self._land(self._flights.popleft()) if self._flights else []
+
+    def _may_launch(self) -> bool:
+        """False if enough is in flight, or what was to feed the next step never took off."""
+        if len(self._flights) > self._runner.max_steps_ahead:
+            return False
+        return not self._flights or not isinstance(self._flights[-1].step, _UnlaunchedStep)
 
     def _launch(self, batch: ScheduledBatch) -> LaunchedStep:
         try:
