@@ -22,9 +22,11 @@ from dedicate_runtime.core.request import RequestId, SamplingParams
 from dedicate_runtime.worker.attention import IMPLEMENTATION, TorchPagedAttention, register_attention
 from dedicate_runtime.worker.cuda.attention import TritonAttentionFactory
 from dedicate_runtime.worker.cuda.cache import CudaKVCache
+from dedicate_runtime.worker.cuda.fixed_shapes import FixedShapeRunner
 from dedicate_runtime.worker.cuda.runner import CudaModelRunner, RunnerLimits
 from dedicate_runtime.worker.kv_cache import KVCache, LayerShape
 from dedicate_runtime.worker.model_runner import ModelRunner
+from dedicate_runtime.worker.sampler import TorchSampler
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 pytestmark = pytest.mark.skipif(
@@ -74,7 +76,7 @@ def make_cache(kind):
 
 def make_reference(model):
     cache = make_cache(KVCache)
-    return ModelRunner(model, cache, partial(TorchPagedAttention, cache), device=DEVICE)
+    return ModelRunner(model, cache, partial(TorchPagedAttention, cache), TorchSampler(), device=DEVICE)
 
 
 @pytest.fixture(params=[True, False], ids=["graphs", "eager"])
@@ -264,3 +266,33 @@ def test_row_of_no_numbers_fails_alone(model, runner):
     results = runner.launch(batch).wait()
     assert [result.error is not None for result in results] == [False, True, False, False, False]
     assert results[0].token_id is not None
+
+
+def test_fixed_shapes_give_the_same_bits_in_any_company_and_any_chunks(model):
+    def make_runner():
+        cache = make_cache(CudaKVCache)
+        return FixedShapeRunner(model, cache, TritonAttentionFactory(cache), device=DEVICE, window_tokens=16)
+
+    sequences = Sequences(PROMPTS, NARROW)
+    length = len(PROMPTS[3])
+    alone = make_runner()
+    with torch.inference_mode():
+        whole = ScheduledBatch(rows=(sequences.row(3, 0, length, num_outputs=0),), num_decode_rows=0)
+        expected = alone.compute_logits(whole, range(length))
+        crowded = make_runner()
+        first = [sequences.row(i, 0, len(PROMPTS[i]), num_outputs=0) for i in (1, 2)]
+        part = sequences.row(3, 0, 19, num_outputs=0)
+        batch = ScheduledBatch(rows=(*first, part), num_decode_rows=0)
+        skipped = sum(len(row.token_ids) for row in first)
+        parts = [crowded.compute_logits(batch, range(skipped, skipped + 19))]
+        for start, end in ((19, 20), (20, length)):
+            row = sequences.row(3, start, end, num_outputs=0)
+            other = sequences.row(0, 0, 1, num_outputs=0)
+            batch = ScheduledBatch(rows=(other, row), num_decode_rows=2 if end == start + 1 else 0)
+            parts.append(crowded.compute_logits(batch, range(1, 1 + end - start)))
+    assert torch.equal(torch.cat(parts), expected)
+    torch.testing.assert_close(
+        expected, make_reference(model).compute_logits(whole, range(length)), atol=1e-3, rtol=1e-3
+    )
+    outputs = run_in_step(make_runner(), MIXED, num_steps=3)
+    assert outputs == run_in_step(make_reference(model), MIXED, num_steps=3)

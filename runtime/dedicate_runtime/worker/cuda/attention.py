@@ -104,7 +104,7 @@ class TritonPagedAttention:
     """Attention of one step, or of every replay of a graph whose `geometry` is filled anew before each."""
 
     def __init__(self, cache: CudaKVCache, geometry: Geometry, tiles: TileSizes) -> None:
-        self._cache = cache
+        self.cache = cache
         self._geometry = geometry
         self._tiles = tiles
 
@@ -121,11 +121,13 @@ class TritonPagedAttention:
 
     def attend_cached(self, layer: int, query: torch.Tensor, variant: AttentionVariant) -> torch.Tensor:
         """The attention of tokens whose keys and values are in the cache already."""
-        keys, values = self._cache.slots_of(layer)
+        keys, values = self.cache.slots_of(layer)
         num_heads, num_tokens, key_dim = query.shape
         query = query if query.stride(-1) == 1 else query.contiguous()
         value_dim = values.shape[-1]
-        output = torch.empty((num_tokens, num_heads, value_dim), dtype=query.dtype, device=query.device)
+        # Padding gets no attention, and what lies about in memory may be no number.
+        make = torch.zeros if self._geometry.is_padded else torch.empty
+        output = make((num_tokens, num_heads, value_dim), dtype=query.dtype, device=query.device)
         constants = {
             "NUM_HEADS": num_heads,
             "NUM_KV_HEADS": keys.shape[1],
@@ -133,7 +135,7 @@ class TritonPagedAttention:
             "VALUE_DIM": value_dim,
             "BLOCK_KEY_DIM": pad_dim(key_dim),
             "BLOCK_VALUE_DIM": pad_dim(value_dim),
-            "BLOCK_SIZE": self._cache.block_size,
+            "BLOCK_SIZE": self.cache.block_size,
             "WINDOW": variant.sliding_window or 0,
             "SOFTCAP": float(variant.softcap or 0.0),
             "HAS_SINKS": variant.sinks is not None,
@@ -154,7 +156,7 @@ class TritonPagedAttention:
         return output
 
     def _write(self, layer: int, key: torch.Tensor, value: torch.Tensor) -> None:
-        keys, values = self._cache.slots_of(layer)
+        keys, values = self.cache.slots_of(layer)
         key = key if key.stride(-1) == 1 else key.contiguous()
         value = value if value.stride(-1) == 1 else value.contiguous()
         num_kv_heads, num_tokens, key_dim = key.shape

@@ -5,18 +5,13 @@ Each rounds where transformers' own code rounds, so that results differ in the o
 
 # Triton's language has no Python types, and its constants are upper case by custom.
 # mypy: disable-error-code="no-untyped-def, untyped-decorator, no-any-return"
-# ruff: noqa: ANN001, ANN201, N803, PLR0917
+# ruff: noqa: ANN001, ANN201, N803, N806, PLR0917
 
 from __future__ import annotations
-
-from typing import TYPE_CHECKING
 
 import torch
 import triton  # type: ignore[import-untyped]
 import triton.language as tl  # type: ignore[import-untyped]
-
-if TYPE_CHECKING:
-    from dedicate_runtime.worker.cuda.cache import CudaKVCache
 
 _SILU_BLOCK = 1024
 """Elements of one program of `silu_mul_kernel`; arbitrary."""
@@ -84,7 +79,7 @@ def rope_write_kernel(
     BLOCK_HALF: tl.constexpr,
     HAS_NORM: tl.constexpr,
 ):
-    """One head of one token of the fused projection: rotated into `query` or the cache, values to the cache as they are.
+    """One head of one token of the fused projection: rotated into `query` or the cache, or a value into the cache.
 
     Grid (num_tokens, NUM_HEADS + 2 * NUM_KV_HEADS). projected: (num_tokens, heads of queries, keys and values, DIM);
     cosines, sines: (num_tokens, DIM); query: (num_tokens, NUM_HEADS, DIM). A slot below zero takes nothing.
@@ -169,16 +164,15 @@ def rotate_and_write(
     projected: torch.Tensor,
     rotation: tuple[torch.Tensor, torch.Tensor],
     norms: tuple[torch.Tensor, torch.Tensor, float] | None,
-    cache: CudaKVCache,
-    layer: int,
+    slots: tuple[torch.Tensor, torch.Tensor],
     slot_mapping: torch.Tensor,
 ) -> torch.Tensor:
     """Takes a fused projection apart: returns the queries, (num_tokens, num_heads, dim), and writes the rest.
 
     projected: (num_tokens, all heads * dim); rotation: cosines and sines, (num_tokens, dim) each; norms: weights of the
-    queries' and keys' RMSNorm and its epsilon.
+    queries' and keys' RMSNorm and its epsilon; slots: the layer's keys and values, (num_slots, num_kv_heads, dim) each.
     """
-    keys, values = cache.slots_of(layer)
+    keys, values = slots
     num_kv_heads, dim = keys.shape[1:]
     num_tokens = projected.shape[0]
     num_heads = projected.shape[1] // dim - 2 * num_kv_heads

@@ -54,11 +54,15 @@ class PrefillGeometry:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Geometry:
-    """A batch. slot_mapping: (num_tokens,) int64, below zero where a token is padding and must not be written."""
+    """A batch. slot_mapping: (num_tokens,) int64, below zero where a token is padding and must not be written.
+
+    `is_padded`: tokens behind those of all rows belong to none.
+    """
 
     slot_mapping: torch.Tensor
     decode: DecodeGeometry | None
     prefill: PrefillGeometry | None
+    is_padded: bool = False
 
 
 def count_splits(num_rows: int, num_kv_heads: int, num_multiprocessors: int) -> int:
@@ -100,7 +104,13 @@ def build_geometry(inputs: StepInputs, *, tile_size: int, num_splits: int) -> Ge
     prefill = None
     if prefill_rows:
         prefill = _build_prefill(prefill_rows, len(decode_rows), tile_size, device)
-    return Geometry(slot_mapping=inputs.slot_mapping, decode=decode, prefill=prefill)
+    num_tokens = sum(len(row.token_ids) for row in inputs.rows)
+    return Geometry(
+        slot_mapping=inputs.slot_mapping,
+        decode=decode,
+        prefill=prefill,
+        is_padded=num_tokens < len(inputs.slot_mapping),
+    )
 
 
 def _build_prefill(

@@ -25,9 +25,11 @@ from dedicate_runtime.worker.attention import BACKEND_ARGUMENT
 from dedicate_runtime.worker.cuda.buffers import DecodeBuffers, build_columns
 from dedicate_runtime.worker.cuda.geometry import DecodeGeometry, Geometry
 from dedicate_runtime.worker.cuda.graphs import CapturedSteps, DecodeSteps, UncapturedSteps, choose_buckets
-from dedicate_runtime.worker.cuda.host_sampling import BROKEN_ROW, HostSampler, find_logit_positions
 from dedicate_runtime.worker.cuda.sampling import is_narrow, sample_narrow
 from dedicate_runtime.worker.cuda.upload import upload
+from dedicate_runtime.worker.model_runner import ModelRunner
+from dedicate_runtime.worker.results import BROKEN_ROW, find_logit_positions, finish_rows
+from dedicate_runtime.worker.sampler import TorchSampler
 from dedicate_runtime.worker.step_inputs import build_step_inputs
 
 if TYPE_CHECKING:
@@ -36,7 +38,8 @@ if TYPE_CHECKING:
     from dedicate_runtime.core.batch import ScheduledRow
     from dedicate_runtime.worker.cuda.attention import TritonAttentionFactory
     from dedicate_runtime.worker.cuda.cache import CudaKVCache
-    from dedicate_runtime.worker.step_inputs import StepInputs
+    from dedicate_runtime.worker.model_runner import ModelRunner
+from dedicate_runtime.worker.step_inputs import StepInputs
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,7 +85,7 @@ class _SentStep:
         return pairs
 
 
-class CudaModelRunner:
+class CudaModelRunner(ModelRunner):
     """A loaded model and its cache on one device; also runs on CPU tensors where Triton interprets its kernels."""
 
     max_steps_ahead = 1
@@ -97,9 +100,7 @@ class CudaModelRunner:
         device: torch.device,
         has_graphs: bool = True,
     ) -> None:
-        self._model = model
-        self._cache = cache
-        self._device = device
+        super().__init__(model, cache, factory, TorchSampler(), device=device)
         buckets = choose_buckets(limits.max_num_seqs)
         max_rows = max(buckets[-1], limits.max_num_seqs)
         self._factory = factory
@@ -113,14 +114,13 @@ class CudaModelRunner:
         self._sampled = torch.zeros((max_rows, 2), dtype=torch.int64, device=device)
         steps_class = CapturedSteps if device.type == "cuda" else UncapturedSteps
         self._steps: DecodeSteps = steps_class(self._compute_decode, buckets if has_graphs else ())
-        self._host_sampler = HostSampler()
 
     def capture(self) -> None:
         """Captures the decode graphs; before it, and where it fails, decode steps are eager."""
         if isinstance(self._steps, CapturedSteps):
             self._steps.capture()
 
-    def launch(self, batch: ScheduledBatch) -> FinishedStep | _SentStep:
+    def launch(self, batch: ScheduledBatch) -> FinishedStep | _SentStep:  # type: ignore[override]
         """Starts a step and returns before the device has computed it.
 
         Raises:
@@ -235,7 +235,7 @@ class CudaModelRunner:
 
     def _sample_on_host(self, rows: Sequence[ScheduledRow], logits: torch.Tensor) -> FinishedStep:
         """Waits for `logits`, those of sampled rows and then those of prompt targets, and finishes the step."""
-        results = self._host_sampler.finish(logits, rows)
+        results = finish_rows(logits.float(), rows, self._sampler)
         tokens = np.array([[result.token_id or 0, result.error is not None] for result in results], dtype=np.int64)
         self._sampled[: len(rows)] = upload(tokens, self._device)
         return FinishedStep(results)
