@@ -17,7 +17,7 @@ export UV_CACHE_DIR := $(CACHE)/uv/cache
 export GOMP_SPINCOUNT ?= 10000
 
 .PHONY: help demo down clean serve test test-unit test-contract test-runtime test-cluster test-e2e test-gpu \
-        lint format extras images bench tools venv lock
+        lint format extras images bench bench-scenarios bench-steps bench-quality soak tools venv lock lock-peers
 
 help: ## List the targets
 	@sed -nE -e 's/^##@ (.*)/\n\1/p' -e 's/^([a-z0-9-]+):.*## (.*)/  \1\t\2/p' Makefile | expand -t 18
@@ -77,8 +77,20 @@ format: venv ## Format and sort imports
 extras: venv ## Install each extra alone and import its side
 	@$(RUN) dev/check_extras.py
 
-bench: venv ## Measure; bench/README.md gives the method
+bench: venv ## Every server in turn: a table with ratios, a picture; bench/README.md gives the method
 	@$(RUN) -m bench
+
+bench-scenarios: venv ## Long prompts, shared prefixes, the price of sampling and of HTTP
+	@$(RUN) -m bench.scenarios
+
+bench-steps: venv ## Where the time of a step goes
+	@$(RUN) -m bench.step
+
+bench-quality: venv ## Perplexity of int8 against float32
+	@$(RUN) -m bench.quality
+
+soak: venv ## Half an hour of everything at once; SECONDS_= and REQUESTS= bound it
+	@$(RUN) -m bench.soak $(if $(SECONDS_),--seconds $(SECONDS_)) $(if $(REQUESTS),--requests $(REQUESTS))
 
 ##@ Build
 images: venv ## The two container images
