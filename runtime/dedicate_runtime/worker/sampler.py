@@ -138,26 +138,33 @@ class _Filters:
 
 
 def _choose_all(logits: torch.Tensor, rows: Sequence[ScheduledRow], is_broken: torch.Tensor) -> torch.Tensor:
-    """(num_rows,) int64. The smallest id of the largest logit, and for rows that are not greedy a draw instead."""
-    chosen = logits.argmax(dim=-1)
-    drawn = [index for index, row in enumerate(rows) if row.sampling.temperature >= GREEDY_BELOW]
-    if not drawn:
+    """(num_rows,) int64: the smallest id of the largest logit in greedy rows, a draw in the others."""
+    is_greedy = np.array([row.sampling.temperature < GREEDY_BELOW for row in rows])
+    chosen = torch.zeros(len(rows), dtype=torch.int64, device=logits.device)
+    greedy, drawn = (torch.from_numpy(flags.nonzero()[0]).to(logits.device) for flags in (is_greedy, ~is_greedy))
+    if len(greedy):
+        chosen[greedy] = _select(logits, greedy).argmax(dim=-1)
+    if not len(drawn):
         return chosen
-    indices = torch.tensor(drawn, device=logits.device)
     vocab_size = logits.shape[-1]
-    filters = _Filters.build([rows[index] for index in drawn], vocab_size=vocab_size, device=logits.device)
-    for width in sorted({filters.ranked_width, *_OPEN_WIDTHS[1:], vocab_size}):
-        if width < filters.ranked_width:
-            continue
-        is_whole = len(indices) == len(rows)
-        tokens, is_open = _choose(logits if is_whole else logits[indices], filters, width=width)
-        chosen[indices] = tokens
-        is_open &= ~is_broken[indices]
+    filters = _Filters.build([rows[index] for index in drawn.tolist()], vocab_size=vocab_size, device=logits.device)
+    for width in _widths(filters.ranked_width, vocab_size):
+        chosen[drawn], is_open = _choose(_select(logits, drawn), filters, width=width)
+        is_open &= ~is_broken[drawn]
         if not is_open.any():
             break
         left = is_open.nonzero()[:, 0]
-        indices, filters = indices[left], filters.select(left)
+        drawn, filters = drawn[left], filters.select(left)
     return chosen
+
+
+def _widths(first: int, vocab_size: int) -> list[int]:
+    return [first, *(width for width in _OPEN_WIDTHS if first < width < vocab_size), vocab_size]
+
+
+def _select(logits: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
+    """The rows at `indices`, ascending; without a copy if they are all."""
+    return logits if len(indices) == len(logits) else logits[indices]
 
 
 def _choose(logits: torch.Tensor, filters: _Filters, *, width: int) -> tuple[torch.Tensor, torch.Tensor]:
