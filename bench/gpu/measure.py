@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -53,12 +54,10 @@ def measure_ceilings(device: torch.device, dtype: torch.dtype) -> Ceilings:
     is_cuda = device.type == "cuda"
     num_bytes = 2**32 if is_cuda else 2**24
     source = torch.empty(num_bytes, dtype=torch.uint8, device=device)
-    target = torch.empty_like(source)
-    copy_s = time_repeatedly(lambda: target.copy_(source), device, repeats=10)
-    del source, target
+    copy_s = time_repeatedly(partial(torch.empty_like(source).copy_, source), device, repeats=10)
     size = 8192 if is_cuda else 256
     left, right = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
-    product_s = time_repeatedly(lambda: left @ right, device, repeats=10)
+    product_s = time_repeatedly(partial(torch.matmul, left, right), device, repeats=10)
     return Ceilings(bytes_per_s=2 * num_bytes / copy_s, flops_per_s=2 * size**3 / product_s)
 
 
@@ -82,9 +81,10 @@ def count_weight_bytes(model: Any) -> int:
     return sum(storages.values())
 
 
-def measure_decode(subject: Subject, model: Any, batch: int, scale: Scale, ceilings: Ceilings) -> DecodeResult:
+def measure_decode(subject: Subject, model: Any, batch: int, scale: Scale, ceilings: Ceilings) -> dict[str, Any]:
     """Tokens a second while `batch` sequences decode and nothing else happens, host and scheduler included."""
-    engine, config = subject.engine, scale.config
+    engine: Any = subject.engine
+    config: Any = scale.config
     # While the last prompts are read the first sequences decode already.
     num_prefill_steps = batch + 8
     requests = make_requests(
@@ -106,7 +106,7 @@ def measure_decode(subject: Subject, model: Any, batch: int, scale: Scale, ceili
         engine.step()
     token_bytes = 2 * config.num_hidden_layers * config.num_key_value_heads * _head_dim(config) * model.dtype.itemsize
     floor_s = (count_weight_bytes(model) + batch * scale.context * token_bytes) / ceilings.bytes_per_s
-    return DecodeResult(
+    result = DecodeResult(
         batch=batch,
         tokens_per_s=num_tokens / seconds,
         step_s=seconds / (scale.num_steps // 2),
@@ -114,6 +114,7 @@ def measure_decode(subject: Subject, model: Any, batch: int, scale: Scale, ceili
         roofline_tokens_per_s=batch / floor_s,
         target_tokens_per_s=_TARGETS.get(batch) if scale.context == 1024 else None,
     )
+    return asdict(result)
 
 
 def _head_dim(config: Any) -> int:
@@ -165,8 +166,3 @@ def summarise_whole(scale: Scale, seconds: float) -> dict[str, float]:
     """The figures of a whole batch."""
     num_tokens = scale.peer_batch * scale.peer_tokens
     return {"batch": scale.peer_batch, "seconds": seconds, "tokens_per_s": num_tokens / seconds}
-
-
-def to_json(value: Any) -> Any:
-    """A dataclass as JSON takes it."""
-    return asdict(value)

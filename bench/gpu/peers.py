@@ -1,4 +1,4 @@
-"""transformers' own ways to generate, given the same model and prompts, each in a process that may fail or hang alone."""
+"""transformers' own ways to generate, with the same model and prompts, each in a process that may fail alone."""
 
 from __future__ import annotations
 
@@ -54,22 +54,16 @@ def _make_prompts(scale: Scale) -> list[list[int]]:
     return [list(request.prompt_token_ids) for request in requests]
 
 
-def _make_generation_config(num_tokens: int) -> GenerationConfig:
-    return GenerationConfig(
-        max_new_tokens=num_tokens,
-        min_new_tokens=num_tokens,
-        do_sample=True,
-        temperature=0.7,
-        top_k=40,
-        top_p=0.7,
-        pad_token_id=0,
-        eos_token_id=None,
+def _make_generation_config(num_tokens: int, **others: Any) -> Any:
+    make: Any = GenerationConfig
+    return make(
+        max_new_tokens=num_tokens, do_sample=True, temperature=0.7, top_k=40, top_p=0.7, pad_token_id=0, **others
     )
 
 
 def _measure_generate(model: Any, scale: Scale, num_tokens: int) -> float:
     prompts = torch.tensor(_make_prompts(scale), device=model.device)
-    generation = _make_generation_config(num_tokens)
+    generation = _make_generation_config(num_tokens, min_new_tokens=num_tokens, eos_token_id=None)
     synchronize(model.device)
     started = time.perf_counter()
     with torch.inference_mode():
@@ -79,10 +73,8 @@ def _measure_generate(model: Any, scale: Scale, num_tokens: int) -> float:
 
 
 def _measure_continuous(model: Any, scale: Scale, num_tokens: int) -> float:
-    # Its penalties on early ends need an end token; there is none, so the length alone ends a sequence.
-    generation = GenerationConfig(
-        max_new_tokens=num_tokens, do_sample=True, temperature=0.7, top_k=40, top_p=0.7, pad_token_id=0, eos_token_id=-1
-    )
+    # An end token that is never sampled: the length alone ends a sequence.
+    generation = _make_generation_config(num_tokens, eos_token_id=-1)
     prompts = _make_prompts(scale)
     started = time.perf_counter()
     outputs = model.generate_batch(inputs=prompts, generation_config=generation)

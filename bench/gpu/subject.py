@@ -14,7 +14,7 @@ from dedicate_runtime.core.config import DeviceChoice, DtypeChoice, EngineConfig
 from dedicate_runtime.core.request import ModelInfo, Request, RequestId, SamplingParams
 from dedicate_runtime.engine.build import assemble_engine
 from dedicate_runtime.engine.engine import Engine
-from dedicate_runtime.worker.attention import IMPLEMENTATION, TorchPagedAttention, register_attention
+from dedicate_runtime.worker.attention import TorchPagedAttention, register_attention
 from dedicate_runtime.worker.cuda.backend import CudaBackend
 from dedicate_runtime.worker.kv_cache import KVCache
 from dedicate_runtime.worker.loader import LoadedModel
@@ -99,8 +99,9 @@ def make_model(config: Qwen2Config, device: torch.device, dtype: torch.dtype, im
     """A model with seeded random weights, made on its device."""
     torch.manual_seed(SEED)
     register_attention()
+    make: Any = AutoModelForCausalLM.from_config
     with device:
-        model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=implementation)
+        model = make(config, dtype=dtype, attn_implementation=implementation)
     return model.eval().requires_grad_(requires_grad=False)
 
 
@@ -183,8 +184,3 @@ def make_requests(num: int, num_tokens: int, vocab_size: int, *, max_tokens: int
         Request(request_id=RequestId(f"{first}-{index}"), prompt_token_ids=tuple(prompt), sampling=sampling)
         for index, prompt in enumerate(prompts)
     ]
-
-
-def default_implementation() -> str:
-    """What our models are made with."""
-    return IMPLEMENTATION
