@@ -1,4 +1,4 @@
-"""What a model is run by: the reference in torch, or native kernels on the CPU. Chosen at load, named in the log.
+"""What runs a model: the reference in torch, native kernels on the CPU, Triton on CUDA. Chosen at load, told in the log.
 
 A backend has taken the model as it needs it; it says what a cached token costs and makes the runner over a cache.
 """
@@ -96,6 +96,8 @@ def choose_backend(config: EngineConfig, loaded: LoadedModel, layers: AttentionL
     Raises:
         StartError: the backend or the quantization that was asked for does not serve this model here.
     """
+    if loaded.device.type == "cuda" and config.quantization is QuantizationChoice.NONE:
+        return _choose_on_cuda(config, loaded, layers)
     is_int8 = config.quantization is QuantizationChoice.INT8
     is_asked_for = is_int8 or config.attention_backend is AttentionChoice.NATIVE
     if config.attention_backend is AttentionChoice.TORCH and not is_int8:
@@ -113,6 +115,26 @@ def choose_backend(config: EngineConfig, loaded: LoadedModel, layers: AttentionL
         raise refuse(loaded.model, f"{option} does not serve it here: {obstacle}")
     if loaded.device.type == "cpu":
         _logger.info("The native kernels are not used: %s", obstacle)
+    return TorchBackend(loaded, layers, block_size=config.block_size)
+
+
+def _choose_on_cuda(config: EngineConfig, loaded: LoadedModel, layers: AttentionLayers) -> Backend:
+    obstacle: str | None = f"attention by {config.attention_backend.value} was asked for"
+    if config.attention_backend in {AttentionChoice.AUTO, AttentionChoice.TRITON}:
+        try:
+            # Imported here: Triton is there where CUDA is, and takes its time.
+            from dedicate_runtime.worker.cuda.attention import find_obstacle  # noqa: PLC0415
+            from dedicate_runtime.worker.cuda.backend import CudaBackend  # noqa: PLC0415
+        except ImportError as error:
+            obstacle = f"Triton cannot be imported ({error})"
+        else:
+            obstacle = find_obstacle(layers.shapes, config.block_size)
+            if obstacle is None:
+                return CudaBackend(config, loaded, layers)
+    if config.attention_backend not in {AttentionChoice.AUTO, AttentionChoice.TORCH}:
+        choice = config.attention_backend.value
+        raise refuse(loaded.model, f"--attention-backend {choice} does not serve it on {loaded.device}: {obstacle}")
+    _logger.info("Triton is not used: %s", obstacle)
     return TorchBackend(loaded, layers, block_size=config.block_size)
 
 

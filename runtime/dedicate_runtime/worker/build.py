@@ -49,6 +49,26 @@ def build_worker(config: EngineConfig) -> Worker:
     Raises:
         StartError: with the code and the sentence of what went wrong.
     """
+    try:
+        return _build(config)
+    except _BackendMismatchError as mismatch:
+        if config.attention_backend is not AttentionChoice.AUTO or config.quantization is not QuantizationChoice.NONE:
+            raise mismatch.refusal from mismatch
+        _logger.warning("%s does not compute this model rightly, torch does: %s", mismatch.name, mismatch.refusal)
+    # Outside of the handler, which keeps the first attempt's memory; what it repacked is loaded anew.
+    return _build(replace(config, attention_backend=AttentionChoice.TORCH))
+
+
+class _BackendMismatchError(Exception):
+    """A backend other than the reference answers differently from the model itself."""
+
+    def __init__(self, name: str, refusal: StartError) -> None:
+        super().__init__(name)
+        self.name = name
+        self.refusal = refusal
+
+
+def _build(config: EngineConfig) -> Worker:
     device = choose_device(config.device)
     folder = resolve_model(config.model, config.revision, with_code=config.trust_remote_code)
     checkpoint = check_folder(folder)
@@ -61,22 +81,8 @@ def build_worker(config: EngineConfig) -> Worker:
     num_blocks = _count_blocks(config, loaded, backend, context_tokens)
     max_model_len = _fit_context(config, context_tokens, num_blocks)
     runner = _allocate(backend, num_blocks, config, loaded)
-    started = time.monotonic()
-    try:
-        check_stepwise(
-            loaded.model,
-            reference,
-            runner,
-            block_size=config.block_size,
-            is_quantized=config.quantization is not QuantizationChoice.NONE,
-        )
-    except StartError as error:
-        if isinstance(backend, TorchBackend) or config.attention_backend is not AttentionChoice.AUTO:
-            raise
-        # The weights have been repacked, so the model is loaded anew.
-        _logger.warning("The native kernels do not compute this model rightly, torch is used: %s", error.sentence)
-        return build_worker(replace(config, attention_backend=AttentionChoice.TORCH))
-    _logger.info("Checked the model step by step in %.1f s", time.monotonic() - started)
+    _check(config, loaded, backend, runner, reference)
+    runner.capture()
     return Worker(
         runner=runner,
         model=ModelInfo(
@@ -90,6 +96,20 @@ def build_worker(config: EngineConfig) -> Worker:
             block_size=config.block_size,
         ),
     )
+
+
+def _check(
+    config: EngineConfig, loaded: LoadedModel, backend: Backend, runner: ModelRunner, reference: torch.Tensor
+) -> None:
+    started = time.monotonic()
+    is_quantized = config.quantization is not QuantizationChoice.NONE
+    try:
+        check_stepwise(loaded.model, reference, runner, block_size=config.block_size, is_quantized=is_quantized)
+    except StartError as error:
+        if isinstance(backend, TorchBackend):
+            raise
+        raise _BackendMismatchError(backend.name, error) from error
+    _logger.info("Checked the model step by step in %.1f s", time.monotonic() - started)
 
 
 def _limit_context(config: EngineConfig, model_limit: int | None) -> int | None:

@@ -130,13 +130,23 @@ def check_stepwise(
         for start, end in itertools.pairwise(bounds):
             if end > start:
                 batch = _build_chunk(token_ids, start, end, block_size=block_size)
-                logits = runner.compute_logits(batch, [end - start - 1])[0]
+                logits = _feed(model, runner, batch)
                 reference = expected[end - 1]
                 distances.append(torch.dist(logits, reference) / reference.norm().clamp_min(1e-6))
     distance = float(torch.stack(distances).median())
     tolerance = _QUANTIZED_TOLERANCE if is_quantized else _TOLERANCE.get(model.dtype, _LOW_PRECISION_TOLERANCE)
     if not distance < tolerance:
         raise refuse(model, f"fed step by step it does not answer as it does at once (logits differ by {distance:.0%})")
+
+
+def _feed(model: Any, runner: ModelRunner, batch: ScheduledBatch) -> torch.Tensor:
+    """Logits of the batch's last token: (vocab_size,) float32."""
+    try:
+        return runner.compute_logits(batch, [batch.num_tokens - 1])[0]
+    except (torch.OutOfMemoryError, MemoryError):
+        raise
+    except Exception as error:  # the edge: modelling code of any architecture, whose layers may have been replaced
+        raise refuse(model, f"its forward fails step by step ({type(error).__name__}: {error})") from error
 
 
 def _choose_tokens(model: Any, num_tokens: int) -> tuple[int, ...]:

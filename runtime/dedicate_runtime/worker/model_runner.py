@@ -46,6 +46,9 @@ class ModelRunner:
         self._sampler = sampler
         self._device = device
 
+    def capture(self) -> None:
+        """Prepares steps for replay where the device has such a thing. To be called once, after the first steps."""
+
     def launch(self, batch: ScheduledBatch) -> FinishedStep:
         """Starts a step. This runner is done when it returns.
 
