@@ -162,6 +162,14 @@ def test_whoever_waits_for_a_prefix_lets_others_pass_but_keeps_its_place():
     assert starts(run_step(scheduler)) == {"a": (9, 1), "x": (3, 1), "b": (8, 1)}
 
 
+def test_whoever_waits_for_a_prefix_keeps_its_blocks():
+    scheduler = make_scheduler(num_blocks=8, max_model_len=32)
+    scheduler.add([make_request(name, [*SYSTEM, ord(name)]) for name in "ab"])
+    scheduler.add([make_request("x", range(9))])
+    assert starts(run_step(scheduler)) == {"a": (0, 9)}
+    assert starts(run_step(scheduler)) == {"a": (9, 1), "b": (8, 1)}
+
+
 def test_nobody_waits_for_a_sequence_that_has_gone():
     scheduler = make_scheduler(budget=8)
     scheduler.add([make_request(name, [*SYSTEM, ord(name)]) for name in "ab"])
