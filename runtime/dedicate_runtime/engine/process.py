@@ -159,6 +159,19 @@ def _end_process() -> NoReturn:
     os._exit(0)
 
 
+def _import_builder() -> EngineBuilder:
+    # Imported here: torch takes seconds, and whoever imports this module for `serve` needs none of it.
+    from dedicate_runtime.engine.lean_imports import lean_imports  # noqa: PLC0415
+
+    try:
+        with lean_imports():
+            from dedicate_runtime.engine.build import build_engine  # noqa: PLC0415
+    except Exception:  # another version of a library may want more of what was left out
+        _logger.warning("Imports could not be kept lean, so the start takes longer", exc_info=True)
+        from dedicate_runtime.engine.build import build_engine  # noqa: PLC0415
+    return build_engine
+
+
 def main() -> int:
     """Serves the socket whose descriptor is the only argument; returns the exit code."""
     # The API process decides when to end; a signal to the group must not overtake its drain.
@@ -167,11 +180,8 @@ def main() -> int:
     connection = Connection(socket.socket(fileno=int(sys.argv[1])))
     logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[_ForwardingHandler(connection)])
     logging.captureWarnings(capture=True)
-    # Imported here: torch takes seconds, and whoever imports this module for `serve` needs none of it.
-    from dedicate_runtime.engine.build import build_engine  # noqa: PLC0415
-
     try:
-        serve(connection, build_engine, on_end=_end_process)
+        serve(connection, _import_builder(), on_end=_end_process)
     except DeviceLostError as error:
         _logger.critical("The device is lost: %s", error)
         return ExitCode.INTERNAL_ERROR
