@@ -104,12 +104,12 @@ def _measure_ours(scale: Scale, record: _Record, device: Any) -> dict[str, float
     record.add("ceilings", partial(asdict, ceilings))
     started = time.monotonic()
     model = subject.make_model(scale.config, device, dtype, IMPLEMENTATION)
-    room = scale.context + scale.num_steps + max(scale.batches) + 64
     ours = subject.make_subject(
         model,
         max_num_seqs=max(scale.batches),
-        max_model_len=max(room, scale.prefill_tokens + 16),
+        max_model_len=max(scale.context + scale.max_tokens, scale.prefill_tokens + 16),
         max_num_batched_tokens=scale.prefill_tokens,
+        tokens_per_seq=scale.context + scale.max_tokens,
     )
     ready_s = time.monotonic() - started
     record.add("prefill", partial(measure.measure_prefill, ours, scale, ceilings))

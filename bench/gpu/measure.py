@@ -66,6 +66,7 @@ class DecodeResult:
     """Steady decoding of one batch size. Roofline: weights once and every cached token once, at the copy's rate."""
 
     batch: int
+    context: float
     tokens_per_s: float
     step_s: float
     floor_s: float
@@ -85,36 +86,42 @@ def measure_decode(subject: Subject, model: Any, batch: int, scale: Scale, ceili
     """Tokens a second while `batch` sequences decode and nothing else happens, host and scheduler included."""
     engine: Any = subject.engine
     config: Any = scale.config
-    # While the last prompts are read the first sequences decode already.
-    num_prefill_steps = batch + 8
-    requests = make_requests(
-        batch, scale.context, config.vocab_size, max_tokens=scale.num_steps + num_prefill_steps, first=batch
-    )
+    requests = make_requests(batch, scale.context, config.vocab_size, max_tokens=scale.max_tokens, first=batch)
     refused = engine.submit(requests)
     assert not refused, refused
-    missing = {request.request_id for request in requests}
-    while missing:
-        missing -= {output.request_id for output in engine.step() if output.token_ids}
+    # While the last prompts are read the first sequences decode already, so contexts differ; their mean counts.
+    num_tokens = dict.fromkeys((request.request_id for request in requests), 0)
+    while not all(num_tokens.values()):
+        _count_step(engine, num_tokens)
     for _ in range(3):
-        engine.step()
-    num_tokens, started = 0, time.perf_counter()
-    for _ in range(scale.num_steps // 2):
-        num_tokens += sum(len(output.token_ids) for output in engine.step())
+        _count_step(engine, num_tokens)
+    before, started = sum(num_tokens.values()), time.perf_counter()
+    for _ in range(scale.num_steps):
+        _count_step(engine, num_tokens)
     seconds = time.perf_counter() - started
+    num_new = sum(num_tokens.values()) - before
+    context = scale.context + (before + num_new / 2) / batch
     engine.abort([request.request_id for request in requests])
     while engine.has_work:
         engine.step()
     token_bytes = 2 * config.num_hidden_layers * config.num_key_value_heads * _head_dim(config) * model.dtype.itemsize
-    floor_s = (count_weight_bytes(model) + batch * scale.context * token_bytes) / ceilings.bytes_per_s
+    floor_s = (count_weight_bytes(model) + batch * context * token_bytes) / ceilings.bytes_per_s
     result = DecodeResult(
         batch=batch,
-        tokens_per_s=num_tokens / seconds,
-        step_s=seconds / (scale.num_steps // 2),
+        context=context,
+        tokens_per_s=num_new / seconds,
+        step_s=seconds / scale.num_steps,
         floor_s=floor_s,
         roofline_tokens_per_s=batch / floor_s,
         target_tokens_per_s=_TARGETS.get(batch) if scale.context == 1024 else None,
     )
     return asdict(result)
+
+
+def _count_step(engine: Any, num_tokens: dict[Any, int]) -> None:
+    for output in engine.step():
+        assert output.finish_reason is None, "a sequence ended before the measurement did"
+        num_tokens[output.request_id] += len(output.token_ids)
 
 
 def _head_dim(config: Any) -> int:

@@ -18,18 +18,24 @@ def format_table(parts: dict[str, Any], scale: Scale) -> str:
         lines.append(
             f"copy {ceilings['bytes_per_s'] / 1e12:.2f} TB/s, matrices {ceilings['flops_per_s'] / 1e12:.0f} TFLOP/s"
         )
-    lines.append(f"{'batch':>6} {'floor ms':>9} {'step ms':>9} {'tok/s':>9} {'roofline':>9} {'share':>6} {'target':>7}")
+    titles = ("context", "floor ms", "step ms", "tok/s", "roofline", "share", "target")
+    lines.append(f"{'batch':>6} " + " ".join(f"{title:>9}" for title in titles))
     for batch in scale.batches:
         result = parts.get(f"decode {batch}", {"error": "not run"})
         if "error" in result:
             lines.append(f"{batch:>6} {result['error']}")
             continue
-        share = result["tokens_per_s"] / result["roofline_tokens_per_s"]
         target = result["target_tokens_per_s"]
-        lines.append(
-            f"{batch:>6} {result['floor_s'] * 1e3:>9.2f} {result['step_s'] * 1e3:>9.2f} {result['tokens_per_s']:>9.0f} "
-            f"{result['roofline_tokens_per_s']:>9.0f} {share:>6.0%} {target if target is not None else '-':>7}"
+        cells = (
+            f"{result['context']:.0f}",
+            f"{result['floor_s'] * 1e3:.2f}",
+            f"{result['step_s'] * 1e3:.2f}",
+            f"{result['tokens_per_s']:.0f}",
+            f"{result['roofline_tokens_per_s']:.0f}",
+            f"{result['tokens_per_s'] / result['roofline_tokens_per_s']:.0%}",
+            "-" if target is None else str(target),
         )
+        lines.append(f"{batch:>6} " + " ".join(f"{cell:>9}" for cell in cells))
     prefill = parts.get("prefill", {"error": "not run"})
     if "error" in prefill:
         lines.append(f"prefill: {prefill['error']}")

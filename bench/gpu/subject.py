@@ -28,11 +28,15 @@ BLOCK_SIZE = 16
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scale:
-    """How large everything is: the table of docs, a quick look, or a test's."""
+    """How large everything is: the table of docs, a quick look, or a test's.
+
+    `max_tokens` is what a sequence may decode until the last one of its batch has been read and measured.
+    """
 
     config: Qwen2Config
     batches: tuple[int, ...]
     context: int
+    max_tokens: int
     num_steps: int
     prefill_tokens: int
     peer_batch: int
@@ -78,6 +82,7 @@ FULL = Scale(
     config=qwen2_1_5b(),
     batches=(1, 8, 32, 128, 256),
     context=1024,
+    max_tokens=1024,
     num_steps=100,
     prefill_tokens=8192,
     peer_batch=128,
@@ -87,12 +92,22 @@ QUICK = Scale(
     config=qwen2_1_5b(),
     batches=(1, 32, 256),
     context=1024,
+    max_tokens=1024,
     num_steps=40,
     prefill_tokens=8192,
     peer_batch=32,
     peer_tokens=16,
 )
-TINY = Scale(config=tiny(), batches=(1, 3), context=20, num_steps=3, prefill_tokens=40, peer_batch=2, peer_tokens=3)
+TINY = Scale(
+    config=tiny(),
+    batches=(1, 3),
+    context=20,
+    max_tokens=24,
+    num_steps=3,
+    prefill_tokens=40,
+    peer_batch=2,
+    peer_tokens=3,
+)
 
 
 def make_model(config: Qwen2Config, device: torch.device, dtype: torch.dtype, implementation: str) -> Any:
@@ -114,8 +129,13 @@ class Subject:
     capture_s: float
 
 
-def make_subject(model: Any, *, max_num_seqs: int, max_model_len: int, max_num_batched_tokens: int) -> Subject:
-    """Our engine over `model`, which becomes its own, with a cache that holds every sequence at full length."""
+def make_subject(
+    model: Any, *, max_num_seqs: int, max_model_len: int, max_num_batched_tokens: int, tokens_per_seq: int | None = None
+) -> Subject:
+    """Our engine over `model`, which becomes its own.
+
+    `tokens_per_seq` sizes the cache; without it, every sequence fits at full length.
+    """
     config = EngineConfig(
         model="bench",
         device=DeviceChoice.AUTO,
@@ -126,7 +146,8 @@ def make_subject(model: Any, *, max_num_seqs: int, max_model_len: int, max_num_b
         max_model_len=max_model_len,
         block_size=BLOCK_SIZE,
     )
-    num_blocks = max_num_seqs * (-(-max_model_len // BLOCK_SIZE) + 1)
+    per_seq = -(-(tokens_per_seq or max_model_len) // BLOCK_SIZE) + 1
+    num_blocks = max(max_num_seqs * per_seq, -(-max_model_len // BLOCK_SIZE) + 1)
     vocab_size = model.get_input_embeddings().num_embeddings
     loaded = LoadedModel(model=model, device=model.device, dtype=model.dtype, vocab_size=vocab_size)
     runner = CudaBackend(config, loaded, inspect_layers(model, model.device)).make_runner(num_blocks)

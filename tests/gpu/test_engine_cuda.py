@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
-from dedicate_runtime.core.config import DeviceChoice, DtypeChoice, EngineConfig
+from dedicate_runtime.core.config import AttentionChoice, DeviceChoice, DtypeChoice, EngineConfig
 from dedicate_runtime.core.request import Request, RequestId, SamplingParams
 from dedicate_runtime.engine.build import build_engine
 from dedicate_runtime.errors import ExitCode, StartError
@@ -79,12 +79,12 @@ def run(engine, prompts, **sampling):
 
 
 def test_greedy_tokens_are_those_of_generate_in_float32(folder, prompts):
-    model = AutoModelForCausalLM.from_pretrained(
+    original = AutoModelForCausalLM.from_pretrained(
         folder, dtype=torch.float32, attn_implementation="eager", device_map="cuda"
     )
     expected = {}
     for name, prompt in prompts.items():
-        ids = model.generate(
+        ids = original.generate(
             torch.tensor([prompt], device="cuda"),
             attention_mask=torch.ones(1, len(prompt), dtype=torch.int64, device="cuda"),
             max_new_tokens=NUM_NEW_TOKENS,
@@ -92,10 +92,11 @@ def test_greedy_tokens_are_those_of_generate_in_float32(folder, prompts):
             pad_token_id=0,
         )
         expected[name] = ids[0, len(prompt) :].tolist()
-    engine, _ = build_engine(make_config(folder))
+    engine, model = build_engine(make_config(folder))
+    assert model.attention_backend == "triton"
     assert run(engine, prompts) == expected
     short = {name: prompts[name] for name in ("p1", "p9")}
-    tight, _ = build_engine(make_config(folder, kv_cache_tokens=64, max_model_len=48, block_size=8))
+    tight, _ = build_engine(make_config(folder, kv_cache_tokens=64, max_model_len=48))
     assert run(tight, short) == {name: expected[name] for name in short}
     assert tight.stats.num_preemptions > 0
 
@@ -121,6 +122,22 @@ def test_bfloat16_logprobs_are_near_those_of_one_forward(folder, prompts):
         reference = model(torch.tensor([prompt], device="cuda")).logits[0].float().log_softmax(-1)
     for position, entry in enumerate(output.prompt_logprobs[1:]):
         assert entry.logprob == pytest.approx(reference[position, entry.token_id].item(), abs=0.25)
+
+
+@pytest.mark.parametrize("backend", [AttentionChoice.TORCH, AttentionChoice.TRITON])
+def test_every_backend_gives_the_same_tokens(folder, prompts, backend):
+    engine, model = build_engine(make_config(folder, attention_backend=backend))
+    assert model.attention_backend == backend.value
+    reference, _ = build_engine(make_config(folder))
+    sampling = {"seed": 7, "temperature": 1.2}
+    assert run(engine, prompts, **sampling) == run(reference, prompts, **sampling)
+
+
+def test_deterministic_answers_are_the_same_in_any_company(folder, prompts):
+    engine, _ = build_engine(make_config(folder, dtype=DtypeChoice.BFLOAT16, is_deterministic=True))
+    sampling = {"seed": 7, "temperature": 1.2, "num_logprobs": 0}
+    together = run(engine, prompts, **sampling)
+    assert {name: run(engine, {name: prompt}, **sampling)[name] for name, prompt in prompts.items()} == together
 
 
 def test_cache_that_the_device_does_not_hold(folder):
