@@ -1,4 +1,4 @@
-"""What runs a model: the reference in torch, native kernels on the CPU, Triton on CUDA. Chosen at load, told in the log.
+"""What runs a model: the reference in torch, native kernels on the CPU, Triton on CUDA. Chosen at load, and logged.
 
 A backend has taken the model as it needs it; it says what a cached token costs and makes the runner over a cache.
 """
