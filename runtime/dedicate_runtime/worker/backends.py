@@ -94,8 +94,18 @@ def choose_backend(config: EngineConfig, loaded: LoadedModel, layers: AttentionL
     """Takes the fastest backend that serves the model, or the one that was asked for; the model is then its own.
 
     Raises:
-        StartError: the backend or the quantization that was asked for does not serve this model here.
+        StartError: what was asked for does not serve this model here.
     """
+    backend = _choose(config, loaded, layers)
+    if config.is_deterministic and isinstance(backend, TorchBackend):
+        raise refuse(
+            loaded.model,
+            "--deterministic needs the native or the Triton kernels: torch's sums change with the size of a batch",
+        )
+    return backend
+
+
+def _choose(config: EngineConfig, loaded: LoadedModel, layers: AttentionLayers) -> Backend:
     if loaded.device.type == "cuda" and config.quantization is QuantizationChoice.NONE:
         return _choose_on_cuda(config, loaded, layers)
     is_int8 = config.quantization is QuantizationChoice.INT8
