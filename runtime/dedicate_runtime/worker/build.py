@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import sys
 import time
@@ -56,6 +57,7 @@ def build_worker(config: EngineConfig) -> Worker:
             raise mismatch.refusal from mismatch
         _logger.warning("%s does not compute this model rightly, torch does: %s", mismatch.name, mismatch.refusal)
     # Outside of the handler, which keeps the first attempt's memory; what it repacked is loaded anew.
+    gc.collect()
     return _build(replace(config, attention_backend=AttentionChoice.TORCH))
 
 
