@@ -2,14 +2,8 @@
 
 from __future__ import annotations
 
-import os
-
 import pytest
 import torch
-
-if not torch.cuda.is_available():
-    os.environ.setdefault("TRITON_INTERPRET", "1")
-
 import triton.language as tl
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -25,7 +19,7 @@ from dedicate_runtime.worker.step_inputs import build_step_inputs
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 pytestmark = pytest.mark.skipif(
     DEVICE.type == "cpu" and type(tl.sum).__name__ != "InterpretedFunction",
-    reason="triton was loaded before TRITON_INTERPRET=1 was set",
+    reason="runs with TRITON_INTERPRET=1, by test_triton.py",
 )
 
 TOLERANCE = {torch.float32: 2e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}

@@ -2,14 +2,8 @@
 
 from __future__ import annotations
 
-import os
-
 import pytest
 import torch
-
-if not torch.cuda.is_available():
-    os.environ.setdefault("TRITON_INTERPRET", "1")
-
 import transformers
 import triton.language as tl
 from transformers import AutoModelForCausalLM
@@ -31,7 +25,7 @@ from dedicate_runtime.worker.step_inputs import build_step_inputs
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 pytestmark = pytest.mark.skipif(
     DEVICE.type == "cpu" and type(tl.sum).__name__ != "InterpretedFunction",
-    reason="triton was loaded before TRITON_INTERPRET=1 was set",
+    reason="runs with TRITON_INTERPRET=1, by test_triton.py",
 )
 
 SIZES = {

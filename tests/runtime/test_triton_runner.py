@@ -4,16 +4,11 @@ there is no device, and kernels are interpreted.
 
 from __future__ import annotations
 
-import os
 from dataclasses import replace
 from functools import partial
 
 import pytest
 import torch
-
-if not torch.cuda.is_available():
-    os.environ.setdefault("TRITON_INTERPRET", "1")
-
 import triton.language as tl
 from transformers import AutoModelForCausalLM, Gemma2Config, LlamaConfig
 
@@ -31,7 +26,7 @@ from dedicate_runtime.worker.sampler import TorchSampler
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 pytestmark = pytest.mark.skipif(
     DEVICE.type == "cpu" and type(tl.sum).__name__ != "InterpretedFunction",
-    reason="triton was loaded before TRITON_INTERPRET=1 was set",
+    reason="runs with TRITON_INTERPRET=1, by test_triton.py",
 )
 
 VOCAB_SIZE = 320
@@ -62,11 +57,20 @@ NUM_BLOCKS = 40
 PROMPTS = [tuple((7 * i + 13 * j) % VOCAB_SIZE for i in range(n)) for j, n in enumerate((1, 5, 17, 33, 20))]
 
 
-@pytest.fixture(scope="module", params=CONFIGS)
-def model(request):
+CASES = {"llama": ("llama", True), "llama-eager": ("llama", False), "gemma2": ("gemma2", True)}
+"""Name of the model, and whether decode goes through buckets."""
+
+
+@pytest.fixture(scope="module", params=CASES.values(), ids=CASES)
+def case(request):
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def model(case):
     torch.manual_seed(0)
     register_attention()
-    model = AutoModelForCausalLM.from_config(CONFIGS[request.param], attn_implementation=IMPLEMENTATION)
+    model = AutoModelForCausalLM.from_config(CONFIGS[case[0]], attn_implementation=IMPLEMENTATION)
     return model.eval().to(DEVICE)
 
 
@@ -79,12 +83,12 @@ def make_reference(model):
     return ModelRunner(model, cache, partial(TorchPagedAttention, cache), TorchSampler(), device=DEVICE)
 
 
-@pytest.fixture(params=[True, False], ids=["graphs", "eager"])
-def runner(request, model):
+@pytest.fixture
+def runner(case, model):
     cache = make_cache(CudaKVCache)
     limits = RunnerLimits(max_num_seqs=8, max_model_len=128)
     factory = TritonAttentionFactory(cache, num_splits=None if DEVICE.type == "cuda" else 2)
-    runner = CudaModelRunner(model, cache, factory, limits=limits, device=DEVICE, has_graphs=request.param)
+    runner = CudaModelRunner(model, cache, factory, limits=limits, device=DEVICE, has_graphs=case[1])
     runner.capture()
     return runner
 

@@ -6,12 +6,14 @@ grouped heads, values of another size than keys.
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from dedicate_runtime.worker.cuda import kernels
+from dedicate_runtime.worker.cuda.fused_kernels import rms_norm
 from dedicate_runtime.worker.cuda.geometry import (
     MAX_SPLITS,
     Geometry,
@@ -29,6 +31,8 @@ if TYPE_CHECKING:
     from dedicate_runtime.worker.kv_cache import LayerShape
     from dedicate_runtime.worker.step_inputs import StepInputs
 
+_logger = logging.getLogger(__name__)
+
 _LARGEST_HEAD = 256
 """Beyond it a tile of keys and values does not fit into shared memory beside its queries."""
 
@@ -42,12 +46,24 @@ _HOPPER = (9, 0)
 
 
 def find_obstacle(shapes: Mapping[int, LayerShape], block_size: int) -> str | None:
-    """Why these layers cannot be computed here, as the rest of a sentence; None if they can."""
+    """Why these layers cannot be computed here, as part of a sentence; None if they can."""
     if block_size % _BLOCK_MULTIPLE:
         return f"its blocks of {block_size} tokens are not a multiple of {_BLOCK_MULTIPLE}"
     largest = max(max(shape.key_dim, shape.value_dim) for shape in shapes.values())
     if largest > _LARGEST_HEAD:
         return f"its heads of {largest} elements are larger than {_LARGEST_HEAD}"
+    return _find_fault() if torch.cuda.is_available() else None
+
+
+def _find_fault() -> str | None:
+    """Why no kernel runs on this machine; Triton builds its launchers with a C compiler, which may be missing."""
+    probe = torch.ones((1, 16), device="cuda")
+    try:
+        rms_norm(probe, probe[0], 1e-6)
+        torch.cuda.synchronize()
+    except Exception as error:
+        _logger.warning("Triton does not work here", exc_info=True)
+        return f"Triton does not work on this machine ({type(error).__name__})"
     return None
 
 
