@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import zlib
 from collections import deque
+from random import Random
 
 import hypothesis.strategies as st
+import pytest
 from hypothesis import settings
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, multiple, precondition, rule
 
@@ -105,13 +107,13 @@ TEXTS = [[(seed + i * i) % VOCAB_SIZE for i in range(40)] for seed in range(3)]
 requests_drawn = st.lists(
     st.tuples(
         st.sampled_from(TEXTS),
-        st.sampled_from([1, 2, 3, 4, 5, 6, 8, 9, 11, 12, 14]),
-        st.sampled_from([0, 1, 2, 4, 6, 8, 10, 12]),
+        st.sampled_from([8, 12, 4, 1, 2, 3, 5, 6, 9, 11, 14]),
+        st.sampled_from([8, 6, 4, 12, 10, 2, 1, 0]),
         st.booleans(),
         st.sampled_from([{}, {}, {}, {"repetition_penalty": 1.1}, {"prompt_logprobs": True, "num_logprobs": 0}]),
     ),
     min_size=1,
-    max_size=4,
+    max_size=5,
 )
 costs_drawn = st.sampled_from(
     [None, StepCosts(decode_s=1.0, prefill_token_s=0.2), StepCosts(decode_s=1, prefill_token_s=9)]
@@ -122,15 +124,15 @@ class SchedulerMachine(RuleBasedStateMachine):
     requests = Bundle("requests")
 
     @initialize(
-        max_num_seqs=st.integers(1, 4),
-        spare_budget=st.integers(0, 6),
-        max_queued=st.integers(0, 4),
+        max_num_seqs=st.sampled_from([4, 3, 2, 1]),
+        spare_budget=st.sampled_from([20, 10, 4, 1, 0]),
+        max_queued=st.sampled_from([8, 4, 1, 0]),
         max_queued_tokens=st.sampled_from([None, 0, 20]),
         block_size=st.integers(1, 4),
         spare_blocks=st.integers(0, 8),
         max_model_len=st.integers(12, 20),
-        max_steps_ahead=st.integers(0, 1),
-        has_prefix_cache=st.booleans(),
+        max_steps_ahead=st.sampled_from([1, 0]),
+        has_prefix_cache=st.sampled_from([True, True, False]),
         floor=st.integers(1, 3),
         has_faults=st.booleans(),
     )
@@ -200,7 +202,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.scheduler.abort([request_id])
         self.unfinished.pop(request_id, None)
 
-    @rule(costs=costs_drawn, count=st.integers(1, 6))
+    @rule(costs=costs_drawn, count=st.sampled_from([4, 1, 2, 8]))
     def steps(self, costs, count):
         for _ in range(count):
             self.launch(costs)
@@ -324,3 +326,33 @@ class SchedulerMachine(RuleBasedStateMachine):
 
 SchedulerMachine.TestCase.settings = settings(max_examples=300, stateful_step_count=40, deadline=None)
 TestSchedulerProperties = SchedulerMachine.TestCase
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_long_run_under_load_keeps_the_same_promises(seed):
+    """What short examples seldom reach: a full queue, full steps and a full cache for hundreds of steps."""
+    random = Random(seed)
+    machine = SchedulerMachine()
+    machine.start(
+        max_num_seqs=4,
+        spare_budget=random.choice([0, 4, 20]),
+        max_queued=8,
+        max_queued_tokens=None,
+        block_size=random.choice([1, 2, 4]),
+        spare_blocks=random.choice([0, 4, 8, 30]),
+        max_model_len=20,
+        max_steps_ahead=seed % 2,
+        has_prefix_cache=seed % 5 > 0,
+        floor=random.choice([1, 3]),
+        has_faults=False,
+    )
+    for _ in range(300):
+        sampling = random.choice([{}, {}, {}, {}, {"repetition_penalty": 1.1}, {"prompt_logprobs": True}])
+        text = random.choice(TEXTS)
+        machine.add([(text, random.choice([3, 4, 8, 8, 11]), random.randint(0, 12), random.random() < 0.5, sampling)])
+        machine.steps(random.choice([None, StepCosts(decode_s=1.0, prefill_token_s=0.2)]), 1)
+        if machine.unfinished and random.random() < 0.05:
+            machine.abort(random.choice(sorted(machine.unfinished)))
+        machine.is_whole()
+    assert machine.scheduler.num_generated_tokens > 300
+    machine.teardown()
