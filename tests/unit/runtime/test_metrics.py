@@ -1,0 +1,101 @@
+"""The instruments: what each counts, and that docs/api.md lists them all."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from prometheus_client import CollectorRegistry
+
+from dedicate_runtime.core.request import EngineStats
+from dedicate_runtime.engine.interface import EngineLoss, StepKind
+from dedicate_runtime.metrics import Metrics
+
+API = Path(__file__).parents[3] / "docs" / "api.md"
+STATS = EngineStats(
+    num_running=3,
+    num_waiting=2,
+    num_free_blocks=6,
+    num_blocks=8,
+    num_preemptions=5,
+    num_prompt_tokens=100,
+    num_generated_tokens=50,
+    num_steps=8,
+    last_step_s=0.5,
+    num_cached_blocks=4,
+    num_prefix_query_tokens=100,
+    num_prefix_hit_tokens=64,
+)
+
+
+@pytest.fixture
+def metrics():
+    return Metrics(CollectorRegistry())
+
+
+def value(metrics, name, **labels):
+    return metrics.registry.get_sample_value(f"dedicate_{name}", labels)
+
+
+def test_engines_own_numbers_are_read_when_asked_for(metrics):
+    present = [STATS, None]
+    metrics.watch_engine(lambda: present[0])
+    expected = {
+        "num_requests_running": 3,
+        "num_requests_waiting": 2,
+        "kv_cache_usage_ratio": 0.25,
+        "kv_cache_blocks": 8,
+        "kv_cache_free_blocks": 6,
+        "kv_cache_cached_blocks": 4,
+        "prefix_cache_queries_total": 100,
+        "prefix_cache_hits_total": 64,
+        "num_preemptions_total": 5,
+        "engine_prompt_tokens_total": 100,
+        "engine_generation_tokens_total": 50,
+    }
+    assert {name: value(metrics, name) for name in expected} == expected
+    present.pop(0)
+    assert {value(metrics, name) for name in expected} == {None}
+
+
+def test_observations_go_where_they_belong(metrics):
+    metrics.observe_step(StepKind.DECODE, 0.02)
+    metrics.observe_step(StepKind.PREFILL, 0.2)
+    metrics.observe_queue_time(1.0)
+    metrics.observe_prefill_time(2.0)
+    metrics.observe_decode_time(3.0)
+    metrics.observe_loss(EngineLoss.HUNG)
+    assert value(metrics, "step_seconds_sum", kind="decode") == 0.02
+    assert value(metrics, "step_seconds_sum", kind="prefill") == 0.2
+    assert value(metrics, "request_queue_time_seconds_sum") == 1.0
+    assert value(metrics, "request_prefill_time_seconds_sum") == 2.0
+    assert value(metrics, "request_decode_time_seconds_sum") == 3.0
+    assert value(metrics, "engine_restarts_total", cause="hung") == 1
+    assert value(metrics, "engine_restarts_total", cause="died") == 0
+
+
+def test_request_without_tokens_has_no_length_and_no_latency(metrics):
+    for num_completion_tokens in (0, 7):
+        metrics.observe_start()
+        metrics.observe_end(
+            route="/v1/completions",
+            status=200,
+            key_id="",
+            duration_s=1.5,
+            num_prompt_tokens=9,
+            num_completion_tokens=num_completion_tokens,
+        )
+    assert value(metrics, "request_duration_seconds_count", route="/v1/completions") == 2
+    assert value(metrics, "e2e_request_latency_seconds_count") == 1
+    assert value(metrics, "request_prompt_tokens_sum") == 9
+    assert value(metrics, "request_generation_tokens_sum") == 7
+
+
+def test_all_are_listed_in_the_documents(metrics):
+    metrics.watch_engine(lambda: STATS)
+    told = API.read_text().split("## Metrics")[1]
+    listed = {name.removesuffix("_total") for name in re.findall(r"`(dedicate_[a-z0-9_]+)`", told)}
+    listed |= {f"dedicate_kv_cache{suffix}" for suffix in re.findall(r"`(_[a-z]+_blocks)`", told)}
+    offered = {metric.name for metric in metrics.registry.collect() if not metric.name.startswith("dedicate_process_")}
+    assert offered == listed
