@@ -106,6 +106,14 @@ lock: $(UV) ## Resolve the lock files in requirements/ again
 	$(LOCK) -c requirements/dev.txt --extra operator -o requirements/operator.txt
 	$(LOCK) -c requirements/dev.txt --extra runtime -o requirements/runtime.txt
 
+lock-peers: $(UV) ## Resolve the lock files in bench/peers/ again
+	$(LOCK_PEER) bench/peers/llama-cpp.in -o bench/peers/llama-cpp.txt
+	$(LOCK_PEER) --universal bench/peers/llama-cpp-build.in -o bench/peers/llama-cpp-build.txt
+	$(LOCK_PEER) --override bench/peers/vllm-overrides.in bench/peers/vllm.in -o bench/peers/vllm.txt
+
+LOCK_PEER = $(UV) pip compile --quiet --python-version 3.11 --generate-hashes --no-header --no-annotate \
+            --no-emit-index-url --no-emit-find-links
+
 LOCK = $(UV) pip compile pyproject.toml --quiet --universal --python-version 3.11 --generate-hashes \
        --no-header --no-annotate --no-emit-index-url --no-emit-find-links -c requirements/constraints.in
 

