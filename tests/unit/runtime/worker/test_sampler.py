@@ -10,11 +10,11 @@ import pytest
 import torch
 from transformers import MinPLogitsWarper, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
-from dedicate_runtime.core.batch import ScheduledRow, TokenHistory
-from dedicate_runtime.core.request import RequestId, SamplingParams
+from dedicate_runtime.core.batch import TokenHistory
 from dedicate_runtime.worker.native.library import Pool, load_kernels, usable_instruction_sets
 from dedicate_runtime.worker.native.sampling import NativeSampler
 from dedicate_runtime.worker.sampler import TorchSampler, draw_uniform
+from tests.unit.runtime.worker.sampling_reference import make_row, rank_kept
 
 VOCAB_SIZE = 1000
 
@@ -26,36 +26,8 @@ def sampler(request):
     return NativeSampler(Pool(load_kernels(request.param), num_threads=2))
 
 
-def make_row(*, position=0, history=None, **sampling):
-    fields = {"max_tokens": 16, "end_ids": frozenset(), "temperature": 1.0, "top_p": 1.0, "top_k": 0, **sampling}
-    return ScheduledRow(
-        request_id=RequestId("r"),
-        token_ids=(1,),
-        start=0,
-        block_table=(1,),
-        sampling=SamplingParams(**fields),
-        is_sampled=True,
-        output_position=position,
-        history=history,
-    )
-
-
 def make_logits(num_rows, *, seed=0, vocab_size=VOCAB_SIZE, spread=3.0):
     return torch.randn(num_rows, vocab_size, generator=torch.Generator().manual_seed(seed)) * spread
-
-
-def rank_kept(logits, sampling):
-    """By the book, in float64 and without shortcuts: the ids that the filters leave, best first, and their weights."""
-    order = np.lexsort((np.arange(len(logits)), -logits))
-    ranked = logits[order].astype(np.float64)
-    weights = np.exp((ranked - ranked[0]) / sampling.temperature)
-    if sampling.top_k:
-        weights[sampling.top_k :] = 0.0
-    probabilities = weights / weights.sum()
-    before = np.cumsum(probabilities) - probabilities
-    is_kept = ((before < sampling.top_p) | (sampling.top_p >= 1)) & (weights >= sampling.min_p) & (weights > 0)
-    is_kept[0] = True
-    return order[is_kept], weights[is_kept]
 
 
 def sample_reference(logits, row):

@@ -14,11 +14,9 @@ from dedicate_runtime.core.request import RequestId, SamplingParams
 from dedicate_runtime.worker.logits import adjust_logits
 from dedicate_runtime.worker.native.library import Pool, load_kernels
 from dedicate_runtime.worker.native.sampling import NativeSampler
-from dedicate_runtime.worker.sampler import TorchSampler, draw_uniform
+from dedicate_runtime.worker.sampler import TorchSampler
 from dedicate_runtime.worker.sampling_adjustments import AdjustmentBook
-
-BORDER = 1e-6
-"""As worker/sampler.py promises."""
+from tests.unit.runtime.worker.sampling_reference import is_at_border
 
 TORCH = TorchSampler()
 
@@ -26,27 +24,6 @@ TORCH = TorchSampler()
 @functools.cache
 def native_sampler():
     return NativeSampler(Pool(load_kernels(), num_threads=2))
-
-
-def is_at_border(logits, row, token_id):
-    """True if a draw or a filter that is off by `BORDER` gives `token_id`."""
-    sampling = row.sampling
-    order = np.lexsort((np.arange(len(logits)), -logits))
-    (rank,) = np.flatnonzero(order == token_id)
-    ranked = logits[order].astype(np.float64)
-    weights = np.exp((ranked - ranked[0]) / sampling.temperature)
-    if sampling.top_k:
-        weights[sampling.top_k :] = 0.0
-    cumulative = np.cumsum(weights)
-    (draw,) = draw_uniform([sampling.seed], [row.output_position])
-    for error in (-BORDER, 0.0, BORDER):
-        before = (cumulative - weights) / cumulative[-1]
-        is_kept = ((before < sampling.top_p + error) | (sampling.top_p >= 1)) & (weights > 0)
-        is_kept &= weights >= sampling.min_p * (1 + error)
-        mass = cumulative[max(np.count_nonzero(is_kept) - 1, 0)]
-        if cumulative[rank] - weights[rank] - BORDER * mass <= draw * mass <= cumulative[rank] + BORDER * mass:
-            return True
-    return False
 
 
 @st.composite
