@@ -1,8 +1,8 @@
-"""What is derived from the CRD and from the chart's values, kept in step with them.
+"""What is derived from the CRD, from the chart's values and from the tested architectures, kept in step with them.
 
 `python -m dev.derived sync` writes it, `python -m dev.derived check` names what is stale. Derived are the chart's copy
-of the CRD, and what stands between `<!-- name -->` and `<!-- /name -->` in the chart's README and in
-docs/custom-resource.md.
+of the CRD, and what stands between `<!-- name -->` and `<!-- /name -->` in the chart's README, in
+docs/custom-resource.md and in docs/models.md.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import Any
 import yaml
 
 from dev.chart import CHART
+from dev.models import build_refused_rows, build_served_rows
 from dev.paths import REPOSITORY
 
 CRD = REPOSITORY / "crds" / "dedicatedendpoints.yaml"
@@ -24,6 +25,7 @@ CRD_COPY = CHART / "files" / CRD.name
 VALUES = CHART / "values.yaml"
 CHART_README = CHART / "README.md"
 REFERENCE = REPOSITORY / "docs" / "custom-resource.md"
+MODELS = REPOSITORY / "docs" / "models.md"
 
 Schema = Mapping[str, Any]
 
@@ -35,10 +37,14 @@ def build_derived() -> dict[Path, str]:
     reference = _replace_part(REFERENCE.read_text(), "spec", build_field_table(schema, "spec"))
     reference = _replace_part(reference, "status", build_field_table(schema, "status"))
     reference = _replace_part(reference, "rules", build_rule_list(schema))
+    served = _build_table(["architecture", "models", "attention", "also", "CPU", "bit-exact"], build_served_rows())
+    models = _replace_part(MODELS.read_text(), "served", served)
+    refused = _build_table(["architecture", "models", "why"], build_refused_rows())
     return {
         CRD_COPY: CRD.read_text(),
         CHART_README: _replace_part(CHART_README.read_text(), "values", build_values_table(VALUES.read_text())),
         REFERENCE: reference,
+        MODELS: _replace_part(models, "refused", refused),
     }
 
 

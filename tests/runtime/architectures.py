@@ -23,7 +23,8 @@ class Architecture:
     """One configuration of an architecture, as small as it can be.
 
     `attention` names what its layers ask for beyond plain causal attention; the tests compare it with what they really
-    ask for. `backend` is what `--attention-backend auto` takes on the CPU.
+    ask for. `backend` is what `--attention-backend auto` takes on the CPU: "torch", or native kernels that are "fused"
+    over all layers or take the place of one at a time, "native".
     """
 
     model_class: str
@@ -35,7 +36,9 @@ class Architecture:
     variant: str = ""
     """What sets this configuration apart from another one of the same class."""
     notes: str = ""
-    backend: str = "torch"
+    backend: str = "fused"
+    is_bit_exact: bool = True
+    """On the native backend no bit depends on what else is computed."""
 
     @property
     def name(self) -> str:
@@ -129,9 +132,17 @@ SERVED = (
         variant="biases and tied embeddings",
     ),
     Architecture("MistralForCausalLM", "mistral", {**HEADS, **_WINDOW}, "Mistral 7B and Nemo", SLIDING),
-    Architecture("MinistralForCausalLM", "ministral", {**HEADS, **_MIXED}, "Ministral 8B", SLIDING),
-    Architecture("Ministral3ForCausalLM", "ministral3", HEADS, "Ministral 3, its text model"),
-    Architecture("MixtralForCausalLM", "mixtral", {**BASE, **LOCAL_EXPERTS}, "Mixtral 8x7B, 8x22B", notes=_MIXTURE),
+    Architecture("MinistralForCausalLM", "ministral", {**HEADS, **_MIXED}, "Ministral 8B", SLIDING, backend="native"),
+    Architecture("Ministral3ForCausalLM", "ministral3", HEADS, "Ministral 3, its text model", backend="native"),
+    Architecture(
+        "MixtralForCausalLM",
+        "mixtral",
+        {**BASE, **LOCAL_EXPERTS},
+        "Mixtral 8x7B, 8x22B",
+        notes=_MIXTURE,
+        backend="native",
+        is_bit_exact=False,
+    ),
     Architecture("Qwen2ForCausalLM", "qwen2", BASE, "Qwen 1.5, 2 and 2.5, QwQ"),
     Architecture(
         "Qwen2ForCausalLM",
@@ -147,10 +158,20 @@ SERVED = (
         {**BASE, **EXPERTS, "shared_expert_intermediate_size": 32},
         "Qwen 1.5 MoE, Qwen2 57B-A14B",
         notes=_MIXTURE,
+        backend="native",
+        is_bit_exact=False,
     ),
     Architecture("Qwen3ForCausalLM", "qwen3", HEADS, "Qwen 3"),
-    Architecture("Qwen3MoeForCausalLM", "qwen3_moe", {**HEADS, **EXPERTS}, "Qwen 3 MoE, Qwen3 Coder", notes=_MIXTURE),
-    Architecture("GemmaForCausalLM", "gemma", _GEMMA, "Gemma 1, CodeGemma"),
+    Architecture(
+        "Qwen3MoeForCausalLM",
+        "qwen3_moe",
+        {**HEADS, **EXPERTS},
+        "Qwen 3 MoE, Qwen3 Coder",
+        notes=_MIXTURE,
+        backend="native",
+        is_bit_exact=False,
+    ),
+    Architecture("GemmaForCausalLM", "gemma", _GEMMA, "Gemma 1, CodeGemma", backend="native"),
     Architecture(
         "Gemma2ForCausalLM",
         "gemma2",
@@ -163,8 +184,12 @@ SERVED = (
         },
         "Gemma 2",
         SLIDING | SOFT_CAP,
+        backend="torch",
+        is_bit_exact=False,
     ),
-    Architecture("Gemma3ForCausalLM", "gemma3_text", {**_GEMMA, **_MIXED}, "Gemma 3, its text model", SLIDING),
+    Architecture(
+        "Gemma3ForCausalLM", "gemma3_text", {**_GEMMA, **_MIXED}, "Gemma 3, its text model", SLIDING, backend="native"
+    ),
     Architecture(
         "Gemma3nForCausalLM",
         "gemma3n_text",
@@ -183,6 +208,7 @@ SERVED = (
         "Gemma 3n, its text model",
         SLIDING,
         notes="layers that share keys and values cache them twice",
+        backend="native",
     ),
     Architecture(
         "Gemma4ForCausalLM",
@@ -200,9 +226,19 @@ SERVED = (
         "Gemma 4, its text model",
         SLIDING,
         notes="layers that share keys and values cache them twice",
+        backend="native",
+        is_bit_exact=False,
     ),
-    Architecture("VaultGemmaForCausalLM", "vaultgemma", {**_GEMMA, **_MIXED}, "VaultGemma", SLIDING | SOFT_CAP),
-    Architecture("PhiForCausalLM", "phi", BASE, "Phi 1, 1.5 and 2"),
+    Architecture(
+        "VaultGemmaForCausalLM",
+        "vaultgemma",
+        {**_GEMMA, **_MIXED},
+        "VaultGemma",
+        SLIDING | SOFT_CAP,
+        backend="torch",
+        is_bit_exact=False,
+    ),
+    Architecture("PhiForCausalLM", "phi", BASE, "Phi 1, 1.5 and 2", backend="native"),
     Architecture("Phi3ForCausalLM", "phi3", {**BASE, **_WINDOW}, "Phi 3 and 3.5 mini, Phi 4", SLIDING),
     Architecture(
         "Phi3ForCausalLM",
@@ -211,31 +247,61 @@ SERVED = (
         "Phi 3 and 3.5 mini, Phi 4",
         variant="longrope, up to the length at which it rescales",
     ),
-    Architecture("PhimoeForCausalLM", "phimoe", {**BASE, "num_local_experts": 4}, "Phi 3.5 MoE", notes=_MIXTURE),
-    Architecture("OlmoForCausalLM", "olmo", BASE, "OLMo 1"),
+    Architecture(
+        "PhimoeForCausalLM",
+        "phimoe",
+        {**BASE, "num_local_experts": 4},
+        "Phi 3.5 MoE",
+        notes=_MIXTURE,
+        backend="native",
+        is_bit_exact=False,
+    ),
+    Architecture("OlmoForCausalLM", "olmo", BASE, "OLMo 1", backend="native"),
     Architecture("Olmo2ForCausalLM", "olmo2", BASE, "OLMo 2"),
-    Architecture("Olmo3ForCausalLM", "olmo3", {**BASE, **_MIXED}, "OLMo 3", SLIDING),
-    Architecture("OlmoeForCausalLM", "olmoe", {**BASE, **EXPERTS}, "OLMoE", notes=_MIXTURE),
+    Architecture("Olmo3ForCausalLM", "olmo3", {**BASE, **_MIXED}, "OLMo 3", SLIDING, backend="native"),
+    Architecture(
+        "OlmoeForCausalLM", "olmoe", {**BASE, **EXPERTS}, "OLMoE", notes=_MIXTURE, backend="native", is_bit_exact=False
+    ),
     Architecture("GraniteForCausalLM", "granite", BASE, "Granite 3, dense"),
-    Architecture("GraniteMoeForCausalLM", "granitemoe", {**BASE, **LOCAL_EXPERTS}, "Granite 3, MoE", notes=_MIXTURE),
+    Architecture(
+        "GraniteMoeForCausalLM",
+        "granitemoe",
+        {**BASE, **LOCAL_EXPERTS},
+        "Granite 3, MoE",
+        notes=_MIXTURE,
+        backend="native",
+        is_bit_exact=False,
+    ),
     Architecture(
         "GraniteMoeSharedForCausalLM",
         "granitemoeshared",
         {**BASE, **LOCAL_EXPERTS, "shared_intermediate_size": 64},
         "Granite MoE with shared experts",
         notes=_MIXTURE,
+        backend="native",
+        is_bit_exact=False,
     ),
     Architecture("SmolLM3ForCausalLM", "smollm3", {**BASE, "no_rope_layers": [1, 0]}, "SmolLM3", notes="NoPE layers"),
-    Architecture("Starcoder2ForCausalLM", "starcoder2", {**BASE, **_WINDOW}, "StarCoder2", SLIDING),
-    Architecture("CohereForCausalLM", "cohere", BASE, "Command R, Aya"),
-    Architecture("Cohere2ForCausalLM", "cohere2", {**BASE, **_MIXED}, "Command R7B, Command A", SLIDING),
-    Architecture("GPT2LMHeadModel", "gpt2", GPT, "GPT-2, DistilGPT2"),
-    Architecture("GPTNeoXForCausalLM", "gpt_neox", WIDE_GPT, "Pythia, GPT-NeoX, Dolly"),
-    Architecture("GPTBigCodeForCausalLM", "gpt_bigcode", GPT, "StarCoder, SantaCoder"),
-    Architecture("OPTForCausalLM", "opt", {**GPT, "ffn_dim": 128, "word_embed_proj_dim": 64}, "OPT"),
-    Architecture("GlmForCausalLM", "glm", HEADS, "GLM-4 9B"),
-    Architecture("Glm4ForCausalLM", "glm4", HEADS, "GLM-4 0414"),
-    Architecture("Glm4MoeForCausalLM", "glm4_moe", {**HEADS, **ROUTED_EXPERTS}, "GLM-4.5 to 4.7", notes=_MIXTURE),
+    Architecture("Starcoder2ForCausalLM", "starcoder2", {**BASE, **_WINDOW}, "StarCoder2", SLIDING, backend="native"),
+    Architecture("CohereForCausalLM", "cohere", BASE, "Command R, Aya", backend="native"),
+    Architecture(
+        "Cohere2ForCausalLM", "cohere2", {**BASE, **_MIXED}, "Command R7B, Command A", SLIDING, backend="native"
+    ),
+    Architecture("GPT2LMHeadModel", "gpt2", GPT, "GPT-2, DistilGPT2", backend="native", is_bit_exact=False),
+    Architecture("GPTNeoXForCausalLM", "gpt_neox", WIDE_GPT, "Pythia, GPT-NeoX, Dolly", backend="native"),
+    Architecture("GPTBigCodeForCausalLM", "gpt_bigcode", GPT, "StarCoder, SantaCoder", backend="native"),
+    Architecture("OPTForCausalLM", "opt", {**GPT, "ffn_dim": 128, "word_embed_proj_dim": 64}, "OPT", backend="native"),
+    Architecture("GlmForCausalLM", "glm", HEADS, "GLM-4 9B", backend="native"),
+    Architecture("Glm4ForCausalLM", "glm4", HEADS, "GLM-4 0414", backend="native"),
+    Architecture(
+        "Glm4MoeForCausalLM",
+        "glm4_moe",
+        {**HEADS, **ROUTED_EXPERTS},
+        "GLM-4.5 to 4.7",
+        notes=_MIXTURE,
+        backend="native",
+        is_bit_exact=False,
+    ),
     Architecture(
         "GptOssForCausalLM",
         "gpt_oss",
@@ -243,6 +309,8 @@ SERVED = (
         "gpt-oss",
         SLIDING | SINKS,
         notes=_MIXTURE,
+        backend="torch",
+        is_bit_exact=False,
     ),
     Architecture(
         "DeepseekV2ForCausalLM",
@@ -250,38 +318,56 @@ SERVED = (
         {**LATENT, **ROUTED_EXPERTS},
         "DeepSeek V2",
         notes=f"{_LATENT_NOTE}; {_MIXTURE}",
+        backend="torch",
+        is_bit_exact=False,
     ),
     Architecture(
         "DeepseekV3ForCausalLM",
         "deepseek_v3",
-        {**LATENT, **ROUTED_EXPERTS, "v_head_dim": 32, **_LATENT_YARN},
+        {**LATENT, **ROUTED_EXPERTS, **_LATENT_YARN},
         "DeepSeek V3, R1",
         notes=f"{_LATENT_NOTE}; {_MIXTURE}",
+        backend="torch",
+        is_bit_exact=False,
     ),
-    Architecture("MiniCPM3ForCausalLM", "minicpm3", LATENT, "MiniCPM3", notes=_LATENT_NOTE),
-    Architecture("MiniMaxM2ForCausalLM", "minimax_m2", {**HEADS, **LOCAL_EXPERTS}, "MiniMax M2", notes=_MIXTURE),
-    Architecture("Ernie4_5ForCausalLM", "ernie4_5", BASE, "ERNIE 4.5, dense"),
+    Architecture(
+        "MiniCPM3ForCausalLM", "minicpm3", LATENT, "MiniCPM3", notes=_LATENT_NOTE, backend="torch", is_bit_exact=False
+    ),
+    Architecture(
+        "MiniMaxM2ForCausalLM",
+        "minimax_m2",
+        {**HEADS, **LOCAL_EXPERTS},
+        "MiniMax M2",
+        notes=_MIXTURE,
+        backend="native",
+        is_bit_exact=False,
+    ),
+    Architecture("Ernie4_5ForCausalLM", "ernie4_5", BASE, "ERNIE 4.5, dense", backend="native"),
     Architecture(
         "Ernie4_5_MoeForCausalLM",
         "ernie4_5_moe",
         {**BASE, "moe_intermediate_size": 32, "moe_num_experts": 4, "moe_k": 2, "moe_layer_start_index": 1},
         "ERNIE 4.5, MoE",
         notes=_MIXTURE,
+        backend="native",
+        is_bit_exact=False,
     ),
-    Architecture("Exaone4ForCausalLM", "exaone4", {**BASE, **_MIXED}, "EXAONE 4", SLIDING),
-    Architecture("SeedOssForCausalLM", "seed_oss", HEADS, "Seed-OSS"),
-    Architecture("HunYuanDenseV1ForCausalLM", "hunyuan_v1_dense", HEADS, "Hunyuan, dense"),
+    Architecture("Exaone4ForCausalLM", "exaone4", {**BASE, **_MIXED}, "EXAONE 4", SLIDING, backend="native"),
+    Architecture("SeedOssForCausalLM", "seed_oss", HEADS, "Seed-OSS", backend="native"),
+    Architecture("HunYuanDenseV1ForCausalLM", "hunyuan_v1_dense", HEADS, "Hunyuan, dense", backend="native"),
     Architecture(
         "HunYuanMoEV1ForCausalLM",
         "hunyuan_v1_moe",
         {**HEADS, "num_experts": 4, "moe_topk": 2},
         "Hunyuan A13B",
         notes=_MIXTURE,
+        backend="torch",
+        is_bit_exact=False,
     ),
-    Architecture("ApertusForCausalLM", "apertus", {**BASE, "initializer_range": 0.2}, "Apertus"),
-    Architecture("ArceeForCausalLM", "arcee", BASE, "AFM 4.5B"),
-    Architecture("BitNetForCausalLM", "bitnet", BASE, "BitNet b1.58, unpacked weights"),
-    Architecture("HeliumForCausalLM", "helium", HEADS, "Helium"),
+    Architecture("ApertusForCausalLM", "apertus", {**BASE, "initializer_range": 0.2}, "Apertus", backend="native"),
+    Architecture("ArceeForCausalLM", "arcee", BASE, "AFM 4.5B", backend="native"),
+    Architecture("BitNetForCausalLM", "bitnet", BASE, "BitNet b1.58, unpacked weights", backend="native"),
+    Architecture("HeliumForCausalLM", "helium", HEADS, "Helium", backend="native"),
     Architecture(
         "DbrxForCausalLM",
         "dbrx",
@@ -297,5 +383,7 @@ SERVED = (
         },
         "DBRX",
         notes=_MIXTURE,
+        backend="native",
+        is_bit_exact=False,
     ),
 )

@@ -16,6 +16,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from dedicate_runtime.engine.build import build_engine
 from dedicate_runtime.errors import ExitCode, StartError
 from dedicate_runtime.worker.attention import BACKEND_ARGUMENT, IMPLEMENTATION, register_attention
+from dedicate_runtime.worker.native.library import NativeUnavailableError, load_kernels
+from dedicate_runtime.worker.native.stack import FusedLayers
 from tests.runtime.architectures import SERVED
 from tests.runtime.fidelity import (
     build_each,
@@ -115,6 +117,18 @@ def test_its_attention_is_the_listed_one(architecture):
             **{BACKEND_ARGUMENT: recorder},
         )
     assert recorder.asked == architecture.attention
+
+
+@pytest.mark.parametrize("architecture", SERVED, ids=lambda architecture: architecture.name)
+def test_its_backend_is_the_listed_one(architecture, tmp_path):
+    try:
+        load_kernels()
+    except NativeUnavailableError as error:
+        pytest.skip(f"torch serves everything here: {error}")
+    engine, model = build_engine(make_config(make_folder(architecture, tmp_path)))
+    is_fused = any(isinstance(module, FusedLayers) for module in engine._runner._model.modules())
+    native = "fused" if is_fused else "native"
+    assert architecture.backend == ("torch" if model.attention_backend == "torch" else native)
 
 
 @pytest.mark.parametrize("architecture", REFUSED, ids=lambda architecture: architecture.model_class)
