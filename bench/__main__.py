@@ -108,6 +108,7 @@ def main() -> int:
             "seed": "1000 x round + concurrency",
         },
         servers=arguments.servers,
+        references={name: SERVERS[name].reference for name in arguments.servers if not name.startswith("dedicate-")},
     )
     comparison = Comparison(model, record)
     for start in plan_starts([SERVERS[name] for name in arguments.servers], options):

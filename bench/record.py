@@ -9,7 +9,7 @@ import platform
 import re
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,8 @@ class Record:
     stem: str
     about: dict[str, Any]
     servers: Sequence[str]
+    references: Mapping[str, str]
+    """Server to the one of ours that its ratios are given to."""
     runs: list[Run] = field(default_factory=list)
     failures: dict[str, str] = field(default_factory=dict)
     commands: dict[str, str] = field(default_factory=dict)
@@ -53,7 +55,7 @@ class Record:
         _replace(self.file.with_suffix(".svg"), draw(self.runs, self.servers))
 
     def table(self) -> str:
-        return format_table(self.runs, self.failures, self.servers)
+        return format_table(self.runs, self.failures, self.servers, self.references)
 
 
 def _replace(file: Path, text: str) -> None:

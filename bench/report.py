@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 from bench.load import Sample, percentile
@@ -66,10 +66,12 @@ def summarise(
     )
 
 
-def format_table(runs: Sequence[Run], failures: dict[str, str], servers: Sequence[str]) -> str:
-    """Gives a Markdown table, one row a server: tok/s as median (min to max) and the ratio of the first server to it.
+def format_table(
+    runs: Sequence[Run], failures: Mapping[str, str], servers: Sequence[str], references: Mapping[str, str]
+) -> str:
+    """Gives a Markdown table, one row a server: tok/s as median (min to max), and the ratio of its reference to it.
 
-    A ratio above 1 says that the first server is faster. A server that could not be measured has its reason instead.
+    A ratio above 1 says that the reference is faster. A server that could not be measured has its reason instead.
     """
     closed = [run for run in runs if run.arrivals_per_s is None]
     levels = sorted({run.concurrency for run in closed})
@@ -91,7 +93,7 @@ def format_table(runs: Sequence[Run], failures: dict[str, str], servers: Sequenc
         rows.append(
             [
                 name,
-                *(_throughput_cell(closed, name, servers[0], level) for level in levels),
+                *(_throughput_cell(closed, name, references.get(name, name), level) for level in levels),
                 *(_ttft_cell(closed, name, level) for level in levels),
                 *([_open_cell(runs, name)] if has_open else []),
                 f"{statistics.median(run.first_token_s for run in own):.1f}",
@@ -107,15 +109,15 @@ def _pick(runs: Sequence[Run], server: str, concurrency: int) -> list[Run]:
     return [run for run in runs if (run.server, run.concurrency) == (server, concurrency)]
 
 
-def _throughput_cell(runs: Sequence[Run], name: str, first: str, concurrency: int) -> str:
+def _throughput_cell(runs: Sequence[Run], name: str, reference: str, concurrency: int) -> str:
     speeds = [run.tokens_per_s for run in _pick(runs, name, concurrency)]
     if not speeds:
         return ""
     cell = format_spread(speeds, lambda value: f"{value:.1f}")
-    reference = [run.tokens_per_s for run in _pick(runs, first, concurrency)]
-    if name == first or not reference:
+    ours = [run.tokens_per_s for run in _pick(runs, reference, concurrency)]
+    if name == reference or not ours:
         return cell
-    return f"{cell}, x{statistics.median(reference) / statistics.median(speeds):.2f}"
+    return f"{cell}, x{statistics.median(ours) / statistics.median(speeds):.2f}"
 
 
 def _ttft_cell(runs: Sequence[Run], name: str, concurrency: int) -> str:

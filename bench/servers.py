@@ -56,6 +56,8 @@ class Server:
     """It takes part in the first round alone, or the comparison would take an hour."""
     max_concurrency: int | None = None
     is_by_default: bool = True
+    reference: str = "dedicate-f32"
+    """The one of ours with weights of the same kind, which its ratios are given to."""
 
 
 def _num_cores() -> int:
@@ -144,7 +146,13 @@ SERVERS = {
         build_dedicate("dedicate-f32"),
         build_dedicate("dedicate-int8", "--quantization", "int8"),
         Server(name="llamacpp-f32", command=_llama_cpp("f32"), adapt=_for_llama_cpp, has_fixed_slots=True),
-        Server(name="llamacpp-q8", command=_llama_cpp("q8_0"), adapt=_for_llama_cpp, has_fixed_slots=True),
+        Server(
+            name="llamacpp-q8",
+            command=_llama_cpp("q8_0"),
+            adapt=_for_llama_cpp,
+            has_fixed_slots=True,
+            reference="dedicate-int8",
+        ),
         Server(
             name="transformers-cb",
             command=_transformers("--continuous-batching"),

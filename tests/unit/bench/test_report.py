@@ -35,10 +35,12 @@ def run(server, concurrency, speed, *, round_index=0, arrivals=None, ttft=100.0)
     )
 
 
-def test_table_gives_median_spread_and_the_ratio_of_the_first_server():
+def test_table_gives_median_spread_and_the_ratio_to_the_reference():
     runs = [run("ours", 1, speed, round_index=i) for i, speed in enumerate([40.0, 30.0, 50.0])]
     runs += [run("peer", 1, 20.0), run("ours", 8, 90.0), run("ours", 32, 1.0, arrivals=0.5)]
-    lines = format_table(runs, {"absent": "cannot be installed: no compiler"}, ["ours", "peer", "absent"]).splitlines()
+    lines = format_table(
+        runs, {"absent": "cannot be installed: no compiler"}, ["ours", "peer", "absent"], {"peer": "ours"}
+    ).splitlines()
     assert "40.0 (30.0 to 50.0)" in lines[2]
     assert "100 / 200" in lines[2]
     assert "20.0, x2.00" in lines[3]
@@ -47,7 +49,7 @@ def test_table_gives_median_spread_and_the_ratio_of_the_first_server():
 
 
 def test_a_server_that_failed_halfway_keeps_its_figures_and_is_named():
-    table = format_table([run("ours", 1, 5.0)], {"ours": "broke off"}, ["ours"])
+    table = format_table([run("ours", 1, 5.0)], {"ours": "broke off"}, ["ours"], {})
     assert "5.0" in table
     assert "* ours: broke off" in table
 
