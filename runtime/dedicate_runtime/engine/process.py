@@ -7,6 +7,7 @@ too. No orphan outlives the API process: end of file ends this process at once.
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import queue
@@ -169,7 +170,16 @@ def _import_builder() -> EngineBuilder:
     except Exception:  # another version of a library may want more of what was left out
         _logger.warning("Imports could not be kept lean, so the start takes longer", exc_info=True)
         from dedicate_runtime.engine.build import build_engine  # noqa: PLC0415
-    return build_engine
+
+    def build(config: EngineConfig, starts: StartWatch) -> tuple[Engine, ModelInfo]:
+        built = build_engine(config, starts)
+        # What is here now stays. Left to the collector, these quarter of a million objects would cost it half a second
+        # each time that it looks at all of them, in the middle of somebody's stream.
+        gc.freeze()
+        gc.enable()
+        return built
+
+    return build
 
 
 def main() -> int:
@@ -180,6 +190,7 @@ def main() -> int:
     connection = Connection(socket.socket(fileno=int(sys.argv[1])))
     logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[_ForwardingHandler(connection)])
     logging.captureWarnings(capture=True)
+    gc.disable()  # until the model is loaded: imports make no garbage worth the search
     try:
         serve(connection, _import_builder(), on_end=_end_process)
     except DeviceLostError as error:
