@@ -87,7 +87,8 @@ def test_disconnect_frees_the_sequence_and_its_blocks(runtime):
         assert runtime.metric("dedicate_requests_in_progress") == 1
     runtime.wait_until(
         lambda: (
-            (runtime.metric("dedicate_num_requests_running"), runtime.metric("dedicate_kv_cache_free_blocks")) == (0, idle)
+            (runtime.metric("dedicate_num_requests_running"), runtime.metric("dedicate_kv_cache_free_blocks"))
+            == (0, idle)
         ),
         deadline_s=10,
         what="freeing",
