@@ -42,6 +42,8 @@ class Environment:
     build_files: tuple[Path, ...] = ()
     build_settings: dict[str, str] = field(default_factory=dict)
     """Environment variables of the build."""
+    known_as: tuple[str, str] | None = None
+    """Name and version under which a distribution looks itself up, where it is published under another name."""
 
     @property
     def folder(self) -> Path:
@@ -50,7 +52,8 @@ class Environment:
     @property
     def _key(self) -> str:
         files = [self.lock, *([self.build_constraints] if self.build_constraints else []), *self.build_files]
-        return content_key(files, salt=repr((sorted(self.build_settings.items()), sys.version_info[:2])))
+        settings = repr((sorted(self.build_settings.items()), sys.version_info[:2]))
+        return content_key(files, salt=settings + ("" if self.known_as is None else repr(self.known_as)))
 
     @property
     def site_packages(self) -> Path:
@@ -81,6 +84,11 @@ class Environment:
         install = [uv, "pip", "install", "--quiet", "--no-deps", "--require-hashes", "--python", python, *constraints]
         self._run([uv, "venv", "--quiet", "--python", sys.executable, self.folder])
         self._run([*install, "-r", self.lock])
+        if self.known_as is not None:
+            name, version = self.known_as
+            alias = self.site_packages / f"{name}-{version}.dist-info"
+            alias.mkdir()
+            (alias / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
         self._run([python, "-c", f"import {self.module}"])
 
     def _run(self, command: list[str | Path]) -> None:
@@ -112,4 +120,4 @@ LLAMA_CPP = Environment(
         "LLAMA_CPP_BUILD_JOBS": str(os.cpu_count() or 1),
     },
 )
-VLLM = Environment(name="vllm", lock=_HERE / "vllm.txt", module="vllm")
+VLLM = Environment(name="vllm", lock=_HERE / "vllm.txt", module="vllm", known_as=("vllm", "0.32.0+cpu"))
