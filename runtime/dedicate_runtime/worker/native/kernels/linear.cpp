@@ -4,9 +4,7 @@
 #include <cmath>
 #include <cstdlib>
 #include <cstring>
-#if defined(__linux__)
-#include <sys/mman.h>
-#endif
+#include <vector>
 #if defined(__AMX_INT8__) || defined(__AVX512VNNI__)
 #include <immintrin.h>
 #endif
@@ -26,6 +24,55 @@ constexpr int64_t kInputBlockBytes = 1 << 20;
 constexpr int kDepth = 64;   // inputs of one int8 tile
 constexpr int kHalf = 16;    // outputs of one int8 tile
 constexpr int64_t kTileBytes = kDepth * kHalf;
+
+constexpr int kGroupVectors = kDepth / kLanes;
+
+// Swaps neighbours at `distance` within a vector.
+template <int kDistance>
+inline Floats swap_lanes(Floats values) {
+    Ints order;
+    for (int lane = 0; lane < kLanes; ++lane) order[lane] = lane ^ kDistance;
+#if defined(__clang__)
+    Floats swapped;
+    for (int lane = 0; lane < kLanes; ++lane) swapped[lane] = values[order[lane]];
+    return swapped;
+#else
+    return __builtin_shuffle(values, order);
+#endif
+}
+
+// One stage of the transform within vectors: a pair (a, b) becomes (a + b, a - b).
+template <int kDistance>
+inline void add_and_subtract_lanes(Floats* group) {
+    if constexpr (kDistance < kLanes) {
+        Floats signs;
+        for (int lane = 0; lane < kLanes; ++lane) signs[lane] = lane & kDistance ? -1.0f : 1.0f;
+        for (int v = 0; v < kGroupVectors; ++v) group[v] = swap_lanes<kDistance>(group[v]) + signs * group[v];
+    }
+}
+
+// Multiplies 64 inputs, those past `count` zero, by the orthonormal Hadamard matrix.
+inline void rotate_group(const float* input, int64_t count, Floats* group) {
+    float padded[kDepth];
+    if (count < kDepth) {
+        std::fill_n(std::copy_n(input, count, padded), kDepth - count, 0.0f);
+        input = padded;
+    }
+    for (int v = 0; v < kGroupVectors; ++v) group[v] = load(input + v * kLanes) * broadcast(0.125f);
+    add_and_subtract_lanes<1>(group);
+    add_and_subtract_lanes<2>(group);
+    add_and_subtract_lanes<4>(group);
+    add_and_subtract_lanes<8>(group);
+    for (int distance = 1; distance < kGroupVectors; distance *= 2) {
+        for (int v = 0; v < kGroupVectors; ++v) {
+            if (v & distance) continue;
+            const Floats a = group[v];
+            const Floats b = group[v + distance];
+            group[v] = a + b;
+            group[v + distance] = a - b;
+        }
+    }
+}
 
 template <Activation kActivation>
 inline Floats activate(Floats x) {
@@ -314,7 +361,17 @@ void pack_floats(const Linear& linear, const float* weights, int64_t panel) {
     }
 }
 
+void rotate_row(const float* row, int64_t count, std::vector<float>& rotated) {
+    Floats group[kGroupVectors];
+    for (int64_t first = 0; first < count; first += kDepth) {
+        rotate_group(row + first, std::min<int64_t>(kDepth, count - first), group);
+        std::memcpy(&rotated[first], group, sizeof group);
+    }
+}
+
 void pack_integers(const Linear& linear, const float* weights, int64_t panel) {
+    const int64_t depth = quantized_stride(linear.in_features);
+    std::vector<float> rotated(depth);
     int8_t* to = reinterpret_cast<int8_t*>(linear.panels + panel * linear.panel_bytes);
     std::memset(to, 0, linear.panel_bytes);
     for (int64_t n = 0; n < kPanel; ++n) {
@@ -322,14 +379,15 @@ void pack_integers(const Linear& linear, const float* weights, int64_t panel) {
         linear.scales[feature] = 0.0f;
         linear.column_sums[feature] = 0;
         if (feature >= linear.out_features) continue;
-        const float* from = weights + feature * linear.in_features;
+        rotate_row(weights + feature * linear.in_features, linear.in_features, rotated);
+        const float* from = rotated.data();
         float largest = 0.0f;
-        for (int64_t k = 0; k < linear.in_features; ++k) largest = std::max(largest, std::fabs(from[k]));
+        for (int64_t k = 0; k < depth; ++k) largest = std::max(largest, std::fabs(from[k]));
         const float scale = largest / 127.0f;
         const float inverse = largest > 0.0f ? 127.0f / largest : 0.0f;
         int32_t sum = 0;
-        for (int64_t k = 0; k < linear.in_features; ++k) {
-            const int8_t value = static_cast<int8_t>(std::nearbyint(from[k] * inverse));
+        for (int64_t k = 0; k < depth; ++k) {
+            const int8_t value = static_cast<int8_t>(std::nearbyint(static_cast<double>(from[k]) * inverse));
             sum += value;
             const int64_t tile = (k / kDepth) * 2 + n / kHalf;
             to[tile * kTileBytes + (k % kDepth) / 4 * 64 + (n % kHalf) * 4 + k % 4] = value;
@@ -357,19 +415,16 @@ void quantize_row(const float* input, int64_t count, int64_t row, const Quantize
     Floats largest = {};
     // Zero as long as all values are finite.
     Floats poison = {};
-    int64_t i = 0;
-    for (; i + kLanes <= count; i += kLanes) {
-        const Floats x = load(input + i);
-        largest = maximum(maximum(x, -x), largest);
-        poison += x * Floats{};
+    Floats group[kGroupVectors];
+    for (int64_t first = 0; first < to.stride; first += kDepth) {
+        rotate_group(input + first, std::min<int64_t>(kDepth, count - first), group);
+        for (int v = 0; v < kGroupVectors; ++v) {
+            largest = maximum(maximum(group[v], -group[v]), largest);
+            poison += group[v] * Floats{};
+        }
     }
-    float most = maximum_of(largest);
-    float poison_sum = sum_of(poison);
-    for (; i < count; ++i) {
-        most = std::max(most, std::fabs(input[i]));
-        poison_sum += input[i] * 0.0f;
-    }
-    const bool is_broken = !(poison_sum == 0.0f);
+    const float most = maximum_of(largest);
+    const bool is_broken = !(sum_of(poison) == 0.0f);
     to.scales[row] = is_broken ? std::nanf("") : most / 127.0f;
     if (is_broken) {
         std::memset(values, 0, to.stride);
@@ -377,14 +432,15 @@ void quantize_row(const float* input, int64_t count, int64_t row, const Quantize
     }
     const float inverse = most > 0.0f ? 127.0f / most : 0.0f;
     // Adding 1.5 * 2^23 rounds to the nearest integer and leaves it in the low bits.
-    const float magic = 12582912.0f;
-    for (i = 0; i + kLanes <= count; i += kLanes) {
-        const Ints rounded = (Ints)(load(input + i) * broadcast(inverse) + broadcast(magic));
-        const Bytes bytes = __builtin_convertvector(rounded, Bytes);
-        std::memcpy(values + i, &bytes, sizeof bytes);
+    const Floats magic = broadcast(12582912.0f);
+    for (int64_t first = 0; first < to.stride; first += kDepth) {
+        rotate_group(input + first, std::min<int64_t>(kDepth, count - first), group);
+        for (int v = 0; v < kGroupVectors; ++v) {
+            const Ints rounded = (Ints)(group[v] * broadcast(inverse) + magic);
+            const Bytes bytes = __builtin_convertvector(rounded, Bytes);
+            std::memcpy(values + first + v * kLanes, &bytes, sizeof bytes);
+        }
     }
-    for (; i < count; ++i) values[i] = static_cast<int8_t>(std::nearbyint(input[i] * inverse));
-    for (; i < to.stride; ++i) values[i] = 0;
 }
 
 template <Finish kFinish>

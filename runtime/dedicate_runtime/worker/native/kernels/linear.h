@@ -6,7 +6,9 @@
 //   int8     panel[in_features / 64][2 halves][16 groups of 4 inputs][16 outputs][4 inputs], padded with zeros to 64 inputs
 //
 // int8: each output feature's weights share one scale; each token's inputs are quantized to one scale of their own when
-// they arrive, and the sum of products is taken in integers.
+// they arrive, and the sum of products is taken in integers. Before either is rounded, both are rotated in groups of 64
+// inputs by the same Hadamard matrix. It is orthogonal, so products stay what they are, but a single large input, which
+// would take all of the scale for itself, is spread over its group. Source: QuaRot, https://arxiv.org/abs/2404.00456.
 //
 // Every output is summed over the inputs in one order, whatever the number of tokens: a token's result does not depend
 // on its company.
