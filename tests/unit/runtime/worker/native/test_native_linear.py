@@ -45,8 +45,8 @@ def quantize(rows):
     """Each row, rotated, as integers of at most 127 and their scale, as the kernels do it."""
     rows = rotate(rows)
     largest = rows.abs().amax(dim=1, keepdim=True)
-    # In double, because the kernels round once, after multiplying.
-    return (rows.double() * (127 / largest)).round(), largest / 127
+    # A quotient of tensors: torch makes 127 / x of a reciprocal, which rounds twice. In double, for the kernels round once.
+    return (rows.double() * (torch.full_like(largest, 127) / largest)).round(), largest / 127
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
