@@ -25,6 +25,15 @@ if TYPE_CHECKING:
     from dedicate_runtime.engine.engine import Runner
     from dedicate_runtime.engine.starts import StartWatch
 
+_MIN_PREFILL_TOKENS = {"cpu": 16, "cuda": 512}
+"""The smallest chunk of a prompt that goes into a step beside others. On CUDA a mixed step has a price of its own, which
+a few tokens do not earn back. Both arbitrary within their order."""
+
+_WARM_UP_TOKENS = 64
+"""Of prompt: as many as tell what a token of prefill costs, so that the first burst meets a budget."""
+
+_WARM_UP_OUTPUTS = 4
+
 _logger = logging.getLogger(__name__)
 
 
@@ -44,7 +53,7 @@ def build_engine(config: EngineConfig, starts: StartWatch | None = None) -> tupl
     torch.set_num_threads(count_usable_cpus())
     worker = build_worker(config)
     engine = assemble_engine(config, worker.model, worker.runner, starts)
-    _compute_first_token(engine)
+    _compute_first_token(engine, worker.model)
     return engine, worker.model
 
 
@@ -59,6 +68,7 @@ def assemble_engine(config: EngineConfig, model: ModelInfo, runner: Runner, star
         max_sequences=config.max_sequences,
         max_model_len=model.max_model_len,
         max_queued_tokens=config.max_queued_tokens + max_preempted_tokens,
+        min_prefill_tokens=_MIN_PREFILL_TOKENS[model.device.partition(":")[0].partition(" ")[0]],
     )
     blocks = BlockManager(num_blocks=model.num_kv_blocks, block_size=model.block_size)
     scheduler = Scheduler(limits, blocks, has_prefix_cache=config.has_prefix_cache)
@@ -66,13 +76,16 @@ def assemble_engine(config: EngineConfig, model: ModelInfo, runner: Runner, star
     return Engine(scheduler, watched, vocab_size=model.vocab_size)
 
 
-def _compute_first_token(engine: Engine) -> None:
+def _compute_first_token(engine: Engine, model: ModelInfo) -> None:
+    """Sends one request through; with it the scheduler learns what steps of both kinds cost."""
     started = time.monotonic()
-    sampling = SamplingParams(max_tokens=1, end_ids=frozenset())
-    engine.submit([Request(request_id=RequestId("warm-up"), prompt_token_ids=(0,), sampling=sampling)])
+    num_outputs = min(_WARM_UP_OUTPUTS, model.max_model_len - 1) or 1
+    prompt = (0,) * max(min(_WARM_UP_TOKENS, model.max_model_len - num_outputs), 1)
+    sampling = SamplingParams(max_tokens=num_outputs, end_ids=frozenset())
+    engine.submit([Request(request_id=RequestId("warm-up"), prompt_token_ids=prompt, sampling=sampling)])
     outputs = []
     while engine.has_work:
         outputs += engine.step()
     if not outputs or outputs[-1].error is not None:
         raise StartError(ExitCode.INTERNAL_ERROR, "The engine loaded the model but computed no first token.")
-    _logger.info("Computed a first token in %.2f s", time.monotonic() - started)
+    _logger.info("Computed the first tokens in %.2f s", time.monotonic() - started)
