@@ -32,42 +32,44 @@ def test_floats_are_those_of_torch(pool, shape, num_rows):
     torch.testing.assert_close(linear(inputs), torch.nn.functional.linear(inputs, weight, bias), atol=1e-3, rtol=1e-4)
 
 
-def rotate(rows):
-    """Groups of 64 columns, the last one filled up with zeros, times the orthonormal Hadamard matrix."""
+def hadamard():
+    """(64, 64), orthonormal and its own inverse."""
     matrix = torch.ones(1, 1)
     while len(matrix) < 64:
         matrix = torch.cat([torch.cat([matrix, matrix], 1), torch.cat([matrix, -matrix], 1)])
-    padded = torch.nn.functional.pad(rows, (0, -rows.shape[1] % 64))
-    return (padded.view(len(rows), -1, 64) @ (matrix / 8)).view(len(rows), -1)
+    return matrix / 8
 
 
-def quantize(rows):
-    """Each row, rotated, as integers of at most 127 and their scale, as the kernels do it."""
-    rows = rotate(rows)
-    largest = rows.abs().amax(dim=1, keepdim=True)
-    # A quotient of tensors: torch makes 127 / x of a reciprocal, which rounds twice. In double: the kernels round once.
-    return (rows.double() * (torch.full_like(largest, 127) / largest)).round(), largest / 127
+def draw_integers(num_rows, num_columns, generator):
+    """Rows of integers of at most 127, one of them that large: their scale is 1."""
+    integers = torch.randint(-127, 128, (num_rows, num_columns), generator=generator).float()
+    integers[:, 0] = 127
+    return integers
+
+
+@pytest.mark.parametrize("shape", [(32, 64), (50, 192), (576, 1536)], ids=str)
+@pytest.mark.parametrize("num_rows", ROWS)
+def test_integers_are_summed_exactly(pool, shape, num_rows):
+    generator = torch.Generator().manual_seed(num_rows)
+    weight = draw_integers(*shape, generator)
+    inputs = draw_integers(num_rows, shape[1], generator)
+    bias = torch.randn(shape[0], generator=generator)
+
+    def rotate_back(integers):
+        return (integers.view(-1, 64) @ hadamard()).view(integers.shape)
+
+    linear = NativeLinear(PackedWeights(pool, rotate_back(weight), bias, WeightFormat.INT8))
+    expected = (inputs.double() @ weight.double().T).float() + bias
+    torch.testing.assert_close(linear(rotate_back(inputs)), expected, atol=1e-3, rtol=1e-6)
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("num_rows", ROWS)
-def test_integers_are_summed_exactly(pool, shape, num_rows):
-    generator = torch.Generator().manual_seed(num_rows)
-    # Whole numbers are rotated without rounding, so that both sides quantize to the same integers.
-    weight = torch.randint(1, 20, shape, generator=generator) * torch.randn(shape, generator=generator).sign()
-    inputs = torch.randint(1, 20, (num_rows, shape[1]), generator=generator).float()
-    bias = torch.randn(shape[0], generator=generator)
-    linear = NativeLinear(PackedWeights(pool, weight, bias, WeightFormat.INT8))
-    quantized_weight, weight_scales = quantize(weight)
-    quantized_inputs, input_scales = quantize(inputs)
-    sums = quantized_inputs @ quantized_weight.T
-    expected = (sums * weight_scales.double().T * input_scales.double() + bias).float()
-    is_equal = torch.isclose(linear(inputs), expected, atol=1e-3, rtol=1e-5).all(dim=1)
-    # Without fused multiply-add a product is rounded first, which makes ties: some input of a long row is off by one.
-    assert is_equal.float().mean() >= 0.9
-    torch.testing.assert_close(
-        linear(inputs), expected, atol=float(127 * weight_scales.max() * input_scales.max()), rtol=0
-    )
+def test_integers_are_close_to_floats(pool, shape, num_rows):
+    weight, bias, linear = make(pool, *shape, WeightFormat.INT8)
+    inputs = torch.randn(num_rows, shape[1], generator=torch.Generator().manual_seed(num_rows))
+    expected = torch.nn.functional.linear(inputs, weight, bias)
+    assert torch.dist(linear(inputs), expected) / expected.norm() < 0.02
 
 
 def test_a_single_large_input_leaves_the_others_their_precision(pool):
