@@ -64,7 +64,7 @@ test-gpu: venv ## What needs a CUDA device
 lint: venv ## ruff, mypy, import contracts, layout
 	@$(VENV)/bin/ruff check --quiet .
 	@$(VENV)/bin/ruff format --quiet --check .
-	@$(VENV)/bin/mypy operator/dedicate_operator runtime/dedicate_runtime dev
+	@$(VENV)/bin/mypy operator/dedicate_operator runtime/dedicate_runtime dev bench
 	@$(RUN) -m dev.derived check
 	@$(VENV)/bin/lint-imports --no-logo | tail -n 3
 	@! git ls-files | grep -E '(^|/)operator(/__init__)?\.py$$|^tests/(.*/)?__init__\.py$$' || \

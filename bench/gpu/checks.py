@@ -24,7 +24,7 @@ from dedicate_runtime.worker.cuda.graphs import CapturedSteps
 from dedicate_runtime.worker.cuda.sampling import WIDTH, SamplingColumns, sample_narrow
 from dedicate_runtime.worker.kv_cache import LayerShape
 from dedicate_runtime.worker.model_check import inspect_layers
-from dedicate_runtime.worker.sampler import draw_uniform, sample
+from dedicate_runtime.worker.sampler import TorchSampler, draw_uniform
 from dedicate_runtime.worker.step_inputs import build_step_inputs
 
 _TOLERANCE = {torch.float32: 1e-3, torch.float16: 5e-3, torch.bfloat16: 2e-2}
@@ -137,7 +137,7 @@ def check_sampling(device: torch.device, sizes: Sizes) -> str:
     )
     logits = (torch.randn(num_rows, vocab_size, device=device) * 4).to(torch.bfloat16)
     ours = sample_narrow(logits, columns)[:, 0].tolist()
-    expected = sample(logits.float(), rows).token_ids
+    expected = TorchSampler().sample(logits.float(), rows).token_ids
     assert ours == list(expected), "sampled tokens differ"
     return f"{num_rows} rows over {vocab_size} tokens"
 

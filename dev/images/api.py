@@ -116,7 +116,8 @@ def _ensure_built(store: Store, recipe: Recipe, say: Say) -> str:
             tag,
             context=context,
             dockerfile=context / recipe.dockerfile,
-            arguments={"BASE_IMAGE": base_tag, "VERSION": _version()},
+            # No node here has a GPU, so nothing is compiled in a pod.
+            arguments={"BASE_IMAGE": base_tag, "VERSION": _version(), "COMPILER": ""},
             contexts={"packages": packages, "installer": Path(sys.prefix), **_compile_kernels(recipe, context, say)},
             on_line=step.read,
         )

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from dedicate_runtime.core.batch import ScheduledRow, TokenHistory
 from dedicate_runtime.core.request import RequestId, SamplingParams
 from dedicate_runtime.worker.cuda.sampling import WIDTH, SamplingColumns, is_narrow, rank_best, sample_narrow
-from dedicate_runtime.worker.sampler import GREEDY_BELOW, draw_uniform, sample
+from dedicate_runtime.worker.sampler import GREEDY_BELOW, TorchSampler, draw_uniform
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
@@ -77,7 +77,7 @@ def test_tokens_are_those_of_the_sampler(rows, vocab_size, scale, dtype, draw):
     # In bfloat16 many logits are equal: ties are part of the draw.
     logits = (torch.randn(len(rows), vocab_size, generator=generator) * scale).to(DEVICE, dtype)
     sampled = sample_narrow(logits, make_columns(rows))
-    expected = sample(logits.float(), rows)
+    expected = TorchSampler().sample(logits.float(), rows)
     assert sampled[:, 0].tolist() == list(expected.token_ids)
     assert not sampled[:, 1].any()
 
@@ -90,7 +90,7 @@ def test_broken_rows_are_marked_and_harm_no_other():
     logits[3, 100:] = -torch.inf
     rows = [make_row(seed=index) for index in range(5)]
     sampled = sample_narrow(logits, make_columns(rows))
-    expected = sample(logits.clone(), rows)
+    expected = TorchSampler().sample(logits.clone(), rows)
     assert sampled[:, 1].tolist() == [1, 1, 1, 0, 0] == [int(broken) for broken in expected.is_broken]
     assert sampled[:3, 0].tolist() == [0, 0, 0]
     assert sampled[3:, 0].tolist() == list(expected.token_ids)[3:]

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 _MIN_PREFILL_TOKENS = {"cpu": 16, "cuda": 512}
 """The smallest chunk of a prompt that goes into a step beside others. On CUDA a mixed step has a price of its own, which
-a few tokens do not earn back. Both arbitrary within their order."""
+few tokens earn back. Both arbitrary within their order."""
 
 _WARM_UP_TOKENS = 64
 """Of prompt: as many as tell what a token of prefill costs, so that the first burst meets a budget."""

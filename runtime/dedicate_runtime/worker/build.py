@@ -20,7 +20,7 @@ from dedicate_runtime.worker.checkpoint import check_folder
 from dedicate_runtime.worker.hub import resolve_model
 from dedicate_runtime.worker.loader import LoadedModel, choose_device, find_context_tokens, load_model, read_config
 from dedicate_runtime.worker.machine import count_free_bytes, format_bytes
-from dedicate_runtime.worker.model_check import check_stepwise, compute_reference, inspect_layers
+from dedicate_runtime.worker.model_check import check_determinism, check_stepwise, compute_reference, inspect_layers
 
 if TYPE_CHECKING:
     from dedicate_runtime.core.config import EngineConfig
@@ -83,7 +83,11 @@ def _build(config: EngineConfig) -> Worker:
     num_blocks = _count_blocks(config, loaded, backend, context_tokens)
     max_model_len = _fit_context(config, context_tokens, num_blocks)
     runner = _allocate(backend, num_blocks, config, loaded)
-    _check(config, loaded, backend, runner, reference)
+    started = time.monotonic()
+    _check_answers(config, loaded, backend, runner, reference)
+    if config.is_deterministic:
+        check_determinism(loaded.model, runner, block_size=config.block_size, num_blocks=num_blocks)
+    _logger.info("Checked the model step by step in %.1f s", time.monotonic() - started)
     runner.capture()
     return Worker(
         runner=runner,
@@ -100,10 +104,9 @@ def _build(config: EngineConfig) -> Worker:
     )
 
 
-def _check(
+def _check_answers(
     config: EngineConfig, loaded: LoadedModel, backend: Backend, runner: ModelRunner, reference: torch.Tensor
 ) -> None:
-    started = time.monotonic()
     is_quantized = config.quantization is not QuantizationChoice.NONE
     try:
         check_stepwise(loaded.model, reference, runner, block_size=config.block_size, is_quantized=is_quantized)
@@ -111,7 +114,6 @@ def _check(
         if isinstance(backend, TorchBackend):
             raise
         raise _BackendMismatchError(backend.name, error) from error
-    _logger.info("Checked the model step by step in %.1f s", time.monotonic() - started)
 
 
 def _limit_context(config: EngineConfig, model_limit: int | None) -> int | None:

@@ -25,6 +25,7 @@ class Checkpoint:
     """A folder whose weights are all there. `num_elements` counts the numbers of all tensors."""
 
     folder: Path
+    files: tuple[Path, ...]
     num_elements: int
     num_bytes: int
 
@@ -39,11 +40,12 @@ def check_folder(folder: Path) -> Checkpoint:
         raise StartError(ExitCode.MODEL_NOT_FOUND, f"The model folder {folder} does not exist.")
     read_json(folder / "config.json")
     num_elements = num_bytes = 0
-    for path in _find_weight_files(folder):
+    files = tuple(_find_weight_files(folder))
+    for path in files:
         elements = _check_weight_file(path)
         num_elements += elements
         num_bytes += path.stat().st_size
-    return Checkpoint(folder=folder, num_elements=num_elements, num_bytes=num_bytes)
+    return Checkpoint(folder=folder, files=files, num_elements=num_elements, num_bytes=num_bytes)
 
 
 def read_json(path: Path) -> dict[str, Any]:

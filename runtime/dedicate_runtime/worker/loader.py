@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError
+from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.initialization import no_init_weights
 
 from dedicate_runtime.core.config import DeviceChoice, DtypeChoice, EngineConfig
 from dedicate_runtime.errors import ExitCode, StartError
@@ -32,6 +34,8 @@ _DTYPES = {
     DtypeChoice.BFLOAT16: torch.bfloat16,
     DtypeChoice.FLOAT16: torch.float16,
 }
+
+_COMPUTED_BUFFERS = frozenset({"inv_freq", "original_inv_freq"})
 
 _LENGTH_DEPENDENT_ROPE = frozenset({"longrope", "dynamic"})
 """Position encodings that rescale all positions by the longest sequence of a call. One call holds many sequences here,
@@ -119,8 +123,10 @@ def load_model(checkpoint: Checkpoint, model_config: Any, config: EngineConfig, 
         device,
     )
     started = time.monotonic()
-    model, loading = _call_from_pretrained(checkpoint.folder, model_config, config, dtype, device)
-    _check_complete(checkpoint.folder, loading)
+    model = _assign_weights(checkpoint, model_config, config, dtype, device)
+    if model is None:
+        model, loading = _call_from_pretrained(checkpoint.folder, model_config, config, dtype, device)
+        _check_complete(checkpoint.folder, loading)
     model.eval()
     model.requires_grad_(requires_grad=False)
     _logger.info("Loaded the weights in %.1f s", time.monotonic() - started)
@@ -136,6 +142,42 @@ def _check_memory(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.devi
             f"The weights take {format_bytes(needed)} as {str(dtype).removeprefix('torch.')}, and {format_bytes(free)} "
             f"of memory is free on {device}.",
         )
+
+
+def _assign_weights(
+    checkpoint: Checkpoint, model_config: Any, config: EngineConfig, dtype: torch.dtype, device: torch.device
+) -> Any | None:
+    """The short way, a second sooner: makes the model and hands it the files' tensors as they are.
+
+    None where the files do not hold exactly the model's parameters, by name and shape, or where something else may have
+    to be done on the way; transformers' own loading then does it or finds the words for what is wrong.
+    """
+    if device.type != "cpu" or dtype is not torch.float32 or config.trust_remote_code:
+        return None
+    if getattr(model_config, "quantization_config", None) is not None:
+        return None
+    try:
+        with no_init_weights():
+            make: Any = AutoModelForCausalLM.from_config
+            model = make(model_config, dtype=dtype, attn_implementation=IMPLEMENTATION)
+        tensors = {name: tensor for file in checkpoint.files for name, tensor in load_file(file).items()}
+    except Exception:  # the edge: the other way meets the same fault and names it
+        _logger.debug("The weights are not assigned directly", exc_info=True)
+        return None
+    parameters = model.state_dict(keep_vars=True)
+    tied = set(getattr(model, "all_tied_weights_keys", ()))
+    if not set(tensors) <= set(parameters) or not set(parameters) - set(tensors) <= tied:
+        return None
+    # Buffers that no file holds are computed when a model is made, rotary frequencies are; others may be later.
+    computed = {name.rpartition(".")[2] for name, _ in model.named_buffers() if name not in parameters}
+    if not computed <= _COMPUTED_BUFFERS:
+        return None
+    if any(tensor.shape != parameters[name].shape for name, tensor in tensors.items()):
+        return None
+    tensors = {name: tensor.to(dtype) for name, tensor in tensors.items()}
+    model.load_state_dict(tensors, strict=False, assign=True)
+    model.tie_weights()
+    return model
 
 
 def _call_from_pretrained(
@@ -166,9 +208,9 @@ def _call_from_pretrained(
         ) from error
     except Exception as error:  # the edge: the modelling code of any architecture
         architecture = ", ".join(model_config.architectures or [model_config.model_type])
-        raise StartError(
-            ExitCode.UNSUPPORTED_MODEL, f"{architecture} cannot be served: {_first_sentence(error)}."
-        ) from error
+        is_fixed = isinstance(error, KeyError) and IMPLEMENTATION in str(error)
+        why = "its attention cannot be replaced" if is_fixed else _first_sentence(error)
+        raise StartError(ExitCode.UNSUPPORTED_MODEL, f"{architecture} cannot be served: {why}.") from error
     return loaded
 
 

@@ -8,7 +8,7 @@ whatever carries state past the attention, looks ahead, or counts positions its 
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -31,6 +31,9 @@ _SERVED_LAYER_TYPES = frozenset({"full_attention", "sliding_attention"})
 
 _CHECKED_TOKENS = 12
 """Length of the text that is read piece by piece; arbitrary."""
+
+_MOST_COMPANY = 40
+"""Rows beside the one that must not change; arbitrary, more than fit into any kernel's smallest tile."""
 
 _TOLERANCE = {torch.float32: 0.02}
 _LOW_PRECISION_TOLERANCE = 0.2
@@ -137,6 +140,27 @@ def check_stepwise(
     tolerance = _QUANTIZED_TOLERANCE if is_quantized else _TOLERANCE.get(model.dtype, _LOW_PRECISION_TOLERANCE)
     if not distance < tolerance:
         raise refuse(model, f"fed step by step it does not answer as it does at once (logits differ by {distance:.0%})")
+
+
+def check_determinism(model: Any, runner: ModelRunner, *, block_size: int, num_blocks: int) -> None:
+    """Compares the bits of one sequence's logits alone, in company and read in two chunks.
+
+    Raises:
+        StartError: UNSUPPORTED_MODEL, as there is no way to keep the promise that was asked for.
+    """
+    token_ids = _choose_tokens(model, min(_CHECKED_TOKENS, block_size))
+    others = range(2, min(num_blocks, 1 + _MOST_COMPANY) + 1)
+    with torch.inference_mode():
+        row = _build_chunk(token_ids, 0, len(token_ids), block_size=block_size).rows[0]
+        alone = runner.compute_logits(ScheduledBatch(rows=(row,), num_decode_rows=0), [len(token_ids) - 1])
+        company = tuple(replace(row, block_table=(block,)) for block in others)
+        batch = ScheduledBatch(rows=(*company, row), num_decode_rows=0)
+        last = replace(row, token_ids=token_ids[-1:], start=len(token_ids) - 1)
+        crowd = (*(replace(last, block_table=one.block_table) for one in company), last)
+        batches = [batch, *(ScheduledBatch(rows=rows, num_decode_rows=len(rows)) for rows in ((last,), crowd))]
+        outputs = [runner.compute_logits(one, [one.num_tokens - 1]) for one in batches]
+    if not all(torch.equal(output, alone) for output in outputs):
+        raise refuse(model, "--deterministic cannot be kept: its sums change with the size of a batch")
 
 
 def _feed(model: Any, runner: ModelRunner, batch: ScheduledBatch) -> torch.Tensor:

@@ -92,11 +92,6 @@ class TorchSampler:
         return compute_logprobs(logits, token_ids, counts)
 
 
-def sample(logits: torch.Tensor, rows: Sequence[ScheduledRow]) -> SampledTokens:
-    """Samples one step on its own."""
-    return TorchSampler().sample(logits, rows)
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Filters:
     """Sampling parameters as columns: (num_rows, 1) each, float64 but for `top_k`."""

@@ -74,10 +74,12 @@ def test_integers_are_close_to_floats(pool, shape, num_rows):
 
 def test_a_single_large_input_leaves_the_others_their_precision(pool):
     weight, bias, linear = make(pool, 64, 512, WeightFormat.INT8)
-    inputs = torch.randn(4, 512)
+    inputs = torch.randn(4, 512, generator=torch.Generator().manual_seed(1))
     inputs[:, 100] = 300.0
     expected = torch.nn.functional.linear(inputs, weight, bias)
-    assert torch.dist(linear(inputs), expected) / expected.norm() < 0.01
+    # One scale of 300 / 127 for all would make an error of 0.68 in each of 512 inputs; spread over 64 it is an eighth.
+    error_of_an_input = (linear(inputs) - expected).square().mean().sqrt() / 512**0.5
+    assert error_of_an_input < 0.2
 
 
 @pytest.mark.parametrize("format_", WeightFormat)
