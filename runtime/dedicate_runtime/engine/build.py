@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from dedicate_runtime.engine.starts import StartWatch
 
 _MIN_PREFILL_TOKENS = {"cpu": 16, "cuda": 512}
-"""The smallest chunk of a prompt that goes into a step beside others. On CUDA a mixed step has a price of its own, which
-few tokens earn back. Both arbitrary within their order."""
+"""The smallest chunk of a prompt beside others in a step. On CUDA a mixed step has a price of its own, which few tokens
+earn back. Both arbitrary within their order."""
 
 _WARM_UP_TOKENS = 64
 """Of prompt: as many as tell what a token of prefill costs, so that the first burst meets a budget."""
