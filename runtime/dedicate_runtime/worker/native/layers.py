@@ -58,7 +58,8 @@ def describe_layer(layer: Any) -> LayerWeights | None:
     return describe(layer) if layer.mlp.config.hidden_act in _ACTIVATIONS else None
 
 
-def _describe_llama(layer: Any) -> LayerWeights:
+def _describe_projections(layer: Any, norm_epsilon: float) -> LayerWeights:
+    """The projections as most layers have them, each of its own; norms are the caller's."""
     attention, mlp = layer.self_attn, layer.mlp
     projections = (attention.q_proj, attention.k_proj, attention.v_proj)
     return LayerWeights(
@@ -73,7 +74,13 @@ def _describe_llama(layer: Any) -> LayerWeights:
         down=mlp.down_proj.weight,
         down_bias=mlp.down_proj.bias,
         activation=_ACTIVATIONS[mlp.config.hidden_act],
-        norm_epsilon=layer.input_layernorm.variance_epsilon,
+        norm_epsilon=norm_epsilon,
+    )
+
+
+def _describe_llama(layer: Any) -> LayerWeights:
+    return replace(
+        _describe_projections(layer, layer.input_layernorm.variance_epsilon),
         attention_norm=layer.input_layernorm.weight,
         mlp_norm=layer.post_attention_layernorm.weight,
     )
@@ -125,25 +132,12 @@ def _describe_phi3(layer: Any) -> LayerWeights:
 
 
 def _describe_olmo2(layer: Any) -> LayerWeights:
-    attention, mlp = layer.self_attn, layer.mlp
-    projections = (attention.q_proj, attention.k_proj, attention.v_proj)
-    return LayerWeights(
-        qkv=torch.cat([projection.weight for projection in projections]),
-        qkv_bias=_concatenate_biases(projections),
-        output=attention.o_proj.weight,
-        output_bias=attention.o_proj.bias,
-        gate=mlp.gate_proj.weight,
-        gate_bias=mlp.gate_proj.bias,
-        up=mlp.up_proj.weight,
-        up_bias=mlp.up_proj.bias,
-        down=mlp.down_proj.weight,
-        down_bias=mlp.down_proj.bias,
-        activation=_ACTIVATIONS[mlp.config.hidden_act],
-        norm_epsilon=layer.post_attention_layernorm.variance_epsilon,
+    return replace(
+        _describe_projections(layer, layer.post_attention_layernorm.variance_epsilon),
         attention_output_norm=layer.post_attention_layernorm.weight,
         mlp_output_norm=layer.post_feedforward_layernorm.weight,
-        query_norm=attention.q_norm.weight,
-        key_norm=attention.k_norm.weight,
+        query_norm=layer.self_attn.q_norm.weight,
+        key_norm=layer.self_attn.k_norm.weight,
     )
 
 
@@ -157,6 +151,3 @@ _DESCRIBERS: dict[str, Callable[[Any], LayerWeights]] = {
     "Qwen3DecoderLayer": _describe_qwen3,
     "SmolLM3DecoderLayer": _describe_smollm3,
 }
-
-FUSED_LAYERS = frozenset(_DESCRIBERS)
-"""Names of the layer classes that are fused."""
