@@ -44,11 +44,20 @@ def find_process_tree(pid: int) -> list[int]:
 
 def measure_pss_bytes(pids: Iterable[int]) -> int:
     """Adds up the memory of processes, what they share counted once (proportional set size)."""
+    return _sum_memory(pids, "Pss:")
+
+
+def measure_anonymous_bytes(pids: Iterable[int]) -> int:
+    """Adds up the memory that processes have taken for themselves: no mapped file, so no share that others change."""
+    return _sum_memory(pids, "Anonymous:")
+
+
+def _sum_memory(pids: Iterable[int], field: str) -> int:
     total = 0
     for pid in pids:
         try:
             lines = (_PROC / str(pid) / "smaps_rollup").read_text().splitlines()
         except OSError:  # ended, or a kernel thread
             continue
-        total += sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:"))
+        total += sum(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))
     return total

@@ -15,7 +15,7 @@ from pathlib import Path
 import httpx
 
 from bench.load import Target, build_body
-from bench.machine import find_process_tree, measure_pss_bytes
+from bench.machine import find_process_tree, measure_anonymous_bytes, measure_pss_bytes
 from bench.servers import KEY, Server, Start
 from bench.stream import Address
 
@@ -45,6 +45,10 @@ class Running:
     def measure_pss_bytes(self) -> int:
         """Adds up the memory of all its processes now."""
         return measure_pss_bytes(find_process_tree(self.pid))
+
+    def measure_anonymous_bytes(self) -> int:
+        """What the server's processes have taken for themselves."""
+        return measure_anonymous_bytes(find_process_tree(self.pid))
 
 
 def free_port() -> int:

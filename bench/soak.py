@@ -56,7 +56,7 @@ class Tally:
     hung_up: int = 0
     bad: int = 0
     faults: list[str] = field(default_factory=list)
-    pss_bytes: list[int] = field(default_factory=list)
+    anonymous_bytes: list[int] = field(default_factory=list)
 
     @property
     def num_requests(self) -> int:
@@ -96,7 +96,7 @@ class Soak:
 
     async def _watch_memory(self) -> None:
         while True:
-            self.tally.pss_bytes.append(await asyncio.to_thread(self._running.measure_pss_bytes))
+            self.tally.anonymous_bytes.append(await asyncio.to_thread(self._running.measure_anonymous_bytes))
             await asyncio.sleep(_SAMPLE_EVERY_S)
 
     def _next(self) -> SoakRequest | None:
@@ -156,15 +156,15 @@ def find_faults(tally: Tally, metrics: dict[str, float]) -> list[str]:
     free, blocks = metrics["dedicate_kv_cache_free_blocks"], metrics["dedicate_kv_cache_blocks"]
     if free != blocks:
         faults.append(f"{blocks - free:.0f} of {blocks:.0f} blocks of the KV cache are not free")
-    start, _, end = memory_course(tally.pss_bytes)
+    start, _, end = memory_course(tally.anonymous_bytes)
     if end - start > MAX_GROWTH_BYTES:
         faults.append(f"memory grew by {(end - start) / 2**20:.0f} MiB")
     return faults
 
 
-def memory_course(pss_bytes: list[int]) -> tuple[int, int, int]:
+def memory_course(anonymous_bytes: list[int]) -> tuple[int, int, int]:
     """Gives the median of the first warm fifth of the samples, of all warm ones, and of the last fifth."""
-    warm = pss_bytes[int(len(pss_bytes) * _WARM_SHARE) :] or [0]
+    warm = anonymous_bytes[int(len(anonymous_bytes) * _WARM_SHARE) :] or [0]
     fifth = max(len(warm) // 5, 1)
     first, middle, last = (int(percentile(part, 0.5)) for part in (warm[:fifth], warm, warm[-fifth:]))
     return first, middle, last
@@ -197,7 +197,7 @@ def main() -> int:
 
 def summarise_soak(tally: Tally, metrics: dict[str, float], *, wall_s: float) -> dict[str, object]:
     """Gives the figures that a report quotes."""
-    start, middle, end = memory_course(tally.pss_bytes)
+    start, middle, end = memory_course(tally.anonymous_bytes)
     names = ("engine_generation_tokens_total", "num_preemptions_total", "prefix_cache_hits_total", "kv_cache_blocks")
     return {
         "seconds": round(wall_s, 1),

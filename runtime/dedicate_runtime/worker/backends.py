@@ -165,6 +165,9 @@ def _take_native(loaded: LoadedModel, layers: AttentionLayers, pool: Pool, forma
         backend = NativeBackend(loaded, layers, pool, format_)
     except MemoryError as error:
         raise StartError(ExitCode.OUT_OF_MEMORY, "The packed weights do not fit into memory.") from error
+    if backend.model.is_fused:
+        # What is left for torch is too small to share, and its threads would spin on the cores that ours want.
+        torch.set_num_threads(1)
     _logger.info(
         "Packed the weights as %s for %s on %d threads, layers %s",
         format_.name.lower(),

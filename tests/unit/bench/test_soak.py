@@ -68,17 +68,17 @@ def test_the_draw_is_repeatable_and_has_every_kind():
 
 
 def test_a_soak_passes_only_if_nothing_is_left():
-    flat = Tally(pss_bytes=[100 * MIB] * 50)
+    flat = Tally(anonymous_bytes=[100 * MIB] * 50)
     assert find_faults(flat, GOOD) == []
     assert "3 of 256 blocks" in find_faults(flat, GOOD | {"dedicate_kv_cache_free_blocks": 253.0})[0]
     assert "waiting" in find_faults(flat, GOOD | {"dedicate_num_requests_waiting": 1.0})[0]
-    assert "requests failed" in find_faults(Tally(faults=["chat: x"], pss_bytes=[1]), GOOD)[0]
+    assert "requests failed" in find_faults(Tally(faults=["chat: x"], anonymous_bytes=[1]), GOOD)[0]
 
 
 def test_memory_may_rise_while_it_warms_up_and_not_after():
     warming = [MIB * step * 100 for step in range(10)] + [1000 * MIB] * 40
-    assert find_faults(Tally(pss_bytes=warming), GOOD) == []
+    assert find_faults(Tally(anonymous_bytes=warming), GOOD) == []
     leaking = [MIB * step * 10 for step in range(50)]
     start, _, end = memory_course(leaking)
     assert end - start > MAX_GROWTH_BYTES
-    assert "memory grew" in find_faults(Tally(pss_bytes=leaking), GOOD)[0]
+    assert "memory grew" in find_faults(Tally(anonymous_bytes=leaking), GOOD)[0]
