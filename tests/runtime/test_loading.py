@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from dedicate_runtime.core.config import AttentionChoice
+from dedicate_runtime.core.config import AttentionChoice, QuantizationChoice
 from dedicate_runtime.errors import ExitCode, StartError
 from dedicate_runtime.worker import loader
 from dedicate_runtime.worker.checkpoint import check_folder
@@ -73,10 +73,22 @@ def test_a_promise_of_equal_bits_that_cannot_be_kept_is_refused(tmp_path, name, 
     assert raised.value.exit_code is ExitCode.UNSUPPORTED_MODEL
 
 
-def test_a_backend_that_was_asked_for_and_cannot_serve_is_refused(tmp_path):
+@pytest.mark.parametrize(
+    ("fields", "told"),
+    [
+        (
+            {"attention_backend": AttentionChoice.NATIVE, "block_size": 8},
+            "native does not serve it here: they want blocks",
+        ),
+        ({"attention_backend": AttentionChoice.TRITON}, "triton does not serve it here: Triton is for CUDA"),
+        ({"quantization": QuantizationChoice.INT8, "block_size": 8}, "--quantization int8 does not serve it here"),
+    ],
+)
+def test_what_was_asked_for_and_cannot_be_had_is_refused(tmp_path, fields, told):
     make_folder(BY_NAME["LlamaForCausalLM"], tmp_path)
-    with pytest.raises(StartError, match="--attention-backend native does not serve it here: they want blocks of 16"):
-        build_tiny(tmp_path, attention_backend=AttentionChoice.NATIVE, block_size=8)
+    with pytest.raises(StartError, match=told) as raised:
+        build_tiny(tmp_path, **fields)
+    assert raised.value.exit_code is ExitCode.UNSUPPORTED_MODEL
 
 
 def test_what_the_kernels_do_not_serve_torch_does(tmp_path):

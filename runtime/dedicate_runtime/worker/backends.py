@@ -109,7 +109,7 @@ def _choose(config: EngineConfig, loaded: LoadedModel, layers: AttentionLayers) 
     if loaded.device.type == "cuda" and config.quantization is QuantizationChoice.NONE:
         return _choose_on_cuda(config, loaded, layers)
     is_int8 = config.quantization is QuantizationChoice.INT8
-    is_asked_for = is_int8 or config.attention_backend is AttentionChoice.NATIVE
+    is_asked_for = is_int8 or config.attention_backend in {AttentionChoice.NATIVE, AttentionChoice.TRITON}
     if config.attention_backend is AttentionChoice.TORCH and not is_int8:
         return TorchBackend(loaded, layers, block_size=config.block_size)
     obstacle = _find_obstacle(config, loaded, layers)
@@ -121,7 +121,7 @@ def _choose(config: EngineConfig, loaded: LoadedModel, layers: AttentionLayers) 
         else:
             return _take_native(loaded, layers, pool, WeightFormat.INT8 if is_int8 else WeightFormat.FLOAT32)
     if is_asked_for:
-        option = "--quantization int8" if is_int8 else "--attention-backend native"
+        option = "--quantization int8" if is_int8 else f"--attention-backend {config.attention_backend.value}"
         raise refuse(loaded.model, f"{option} does not serve it here: {obstacle}")
     if loaded.device.type == "cpu":
         _logger.info("The native kernels are not used: %s", obstacle)
@@ -150,7 +150,7 @@ def _choose_on_cuda(config: EngineConfig, loaded: LoadedModel, layers: Attention
 
 def _find_obstacle(config: EngineConfig, loaded: LoadedModel, layers: AttentionLayers) -> str | None:
     if config.attention_backend is AttentionChoice.TRITON:
-        return "attention by triton was asked for"
+        return f"Triton is for CUDA, and the model is on {loaded.device}"
     if loaded.device.type != "cpu":
         return f"the model is on {loaded.device}"
     if loaded.dtype is not torch.float32:
