@@ -50,12 +50,15 @@ class LayerWeights:
     is_rotated: bool = True
 
 
-def describe_layer(layer: Any) -> LayerWeights | None:
-    """Finds the weights of a layer whose class is known; None if it is not, or if its activation is another."""
-    describe = _DESCRIBERS.get(type(layer).__name__)
-    if describe is None or not type(layer).__module__.startswith("transformers.models."):
-        return None
-    return describe(layer) if layer.mlp.config.hidden_act in _ACTIVATIONS else None
+def is_known(layer: Any) -> bool:
+    """True if `describe_layer` finds the weights of this layer, and the kernels compute its activation."""
+    is_ours = type(layer).__module__.startswith("transformers.models.") and type(layer).__name__ in _DESCRIBERS
+    return is_ours and layer.mlp.config.hidden_act in _ACTIVATIONS
+
+
+def describe_layer(layer: Any) -> LayerWeights:
+    """Finds the weights of a layer that is known; some are joined, and so copied."""
+    return _DESCRIBERS[type(layer).__name__](layer)
 
 
 def _describe_projections(layer: Any, norm_epsilon: float) -> LayerWeights:

@@ -94,7 +94,6 @@ _FUNCTIONS: dict[str, tuple[object, Sequence[object]]] = {
     "dedicate_pool_destroy": (None, (_POINTER,)),
     "dedicate_linear_pack": (_POINTER, (_POINTER, _INT32, _POINTER, _POINTER, _INT64, _INT64)),
     "dedicate_linear_free": (None, (_POINTER,)),
-    "dedicate_linear_bytes": (_INT64, (_POINTER,)),
     "dedicate_linear_apply": (_INT32, (_POINTER, _POINTER, _POINTER, _INT64, _POINTER)),
     "dedicate_stack_create": (_POINTER, (_POINTER, ctypes.POINTER(Layer), _INT64, _INT64)),
     "dedicate_stack_destroy": (None, (_POINTER,)),

@@ -17,7 +17,7 @@ import torch
 
 from dedicate_runtime.worker.attention import BACKEND_ARGUMENT
 from dedicate_runtime.worker.native.attention import NativeStep
-from dedicate_runtime.worker.native.layers import LayerWeights, describe_layer
+from dedicate_runtime.worker.native.layers import LayerWeights, describe_layer, is_known
 from dedicate_runtime.worker.native.library import Layer
 from dedicate_runtime.worker.native.linear import NativeLinear, PackedWeights, WeightFormat
 
@@ -84,29 +84,23 @@ class NativeModel:
             MemoryError: the packed weights do not fit; the model is of no use afterwards.
         """
         decoder = self._model.get_decoder()
-        described = self._describe(decoder)
-        if described is not None:
+        if self._is_fusible(decoder):
             layers = decoder.layers
             for index in range(len(layers)):
-                weights = describe_layer(layers[index])
-                assert weights is not None, index
-                self._layers.append(self._pack(index, weights, format_))
+                self._layers.append(self._pack(index, describe_layer(layers[index]), format_))
                 layers[index] = torch.nn.Identity()
             decoder.layers = torch.nn.ModuleList([FusedLayers(self, len(self._layers))])
             self.is_fused = True
         self._replace_linears(self._model, format_)
 
-    def _describe(self, decoder: Any) -> list[LayerWeights] | None:
+    def _is_fusible(self, decoder: Any) -> bool:
         """Whether every layer is known, and all are of one shape."""
         layers = getattr(decoder, "layers", None)
         if not isinstance(layers, torch.nn.ModuleList) or len(set(self._shapes.values())) != 1:
-            return None
+            return False
         if len({variant.sliding_window for variant in self._variants.values()}) > _MAX_WINDOWS:
-            return None
-        described = [describe_layer(layer) for layer in layers]
-        if any(one is None or one.gate.shape[0] % _GATE_GROUP for one in described):
-            return None
-        return [one for one in described if one is not None]
+            return False
+        return all(is_known(layer) and layer.mlp.config.intermediate_size % _GATE_GROUP == 0 for layer in layers)
 
     def _pack(self, index: int, weights: LayerWeights, format_: WeightFormat) -> Layer:
         shape, variant = self._shapes[index], self._variants[index]

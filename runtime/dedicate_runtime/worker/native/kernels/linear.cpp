@@ -397,7 +397,7 @@ void pack_integers(const Linear& linear, const float* weights, int64_t panel) {
 
 void destroy(Linear* linear) {
     if (!linear) return;
-    free_pages(linear->panels, linear->num_bytes);
+    std::free(linear->panels);
     std::free(linear->bias);
     std::free(linear->scales);
     std::free(linear->column_sums);
@@ -490,8 +490,7 @@ DedicateLinear* dedicate_linear_pack(
     linear->num_panels = (out_features + kPanel - 1) / kPanel;
     const bool is_float = linear->format == Format::kFloat32;
     linear->panel_bytes = kPanel * (is_float ? in_features * 4 : quantized_stride(in_features));
-    linear->num_bytes = linear->num_panels * linear->panel_bytes;
-    linear->panels = static_cast<char*>(allocate_pages(linear->num_bytes));
+    linear->panels = static_cast<char*>(allocate_pages(linear->num_panels * linear->panel_bytes));
     const int64_t padded = linear->num_panels * kPanel;
     bool is_complete = linear->panels != nullptr;
     if (bias) {
@@ -527,10 +526,6 @@ DedicateLinear* dedicate_linear_pack(
 }
 
 void dedicate_linear_free(DedicateLinear* linear) { destroy(reinterpret_cast<Linear*>(linear)); }
-
-int64_t dedicate_linear_bytes(const DedicateLinear* linear) {
-    return reinterpret_cast<const Linear*>(linear)->num_bytes;
-}
 
 int32_t dedicate_linear_apply(
     DedicatePool* handle, const DedicateLinear* packed, const float* input, int64_t num_rows, float* output) {

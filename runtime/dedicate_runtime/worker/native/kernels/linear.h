@@ -39,7 +39,6 @@ struct Linear {
     int64_t out_features;
     int64_t num_panels;
     int64_t panel_bytes;
-    int64_t num_bytes;
     char* panels;
     float* bias;            // padded to whole panels; null for none
     float* scales;          // int8: one for each output feature
@@ -82,7 +81,6 @@ struct DedicateLinear;
 DedicateLinear* dedicate_linear_pack(
     DedicatePool* pool, int32_t format, const float* weights, const float* bias, int64_t out_features, int64_t in_features);
 void dedicate_linear_free(DedicateLinear* linear);
-int64_t dedicate_linear_bytes(const DedicateLinear* linear);
 // input: (num_rows, in_features), output: (num_rows, out_features), float32 without gaps. False if memory is out.
 int32_t dedicate_linear_apply(
     DedicatePool* pool, const DedicateLinear* linear, const float* input, int64_t num_rows, float* output);

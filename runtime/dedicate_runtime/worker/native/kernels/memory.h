@@ -14,7 +14,7 @@ constexpr int64_t kLargePage = 2 << 20;
 
 inline int64_t whole_pages(int64_t num_bytes) { return (num_bytes + kLargePage - 1) / kLargePage * kLargePage; }
 
-// Zeros; null if there is no memory.
+// Whatever was there before; null if there is no memory. `std::free` gives it back.
 inline void* allocate_pages(int64_t num_bytes) {
     const int64_t size = num_bytes >= kLargePage ? whole_pages(num_bytes) : (num_bytes + 63) / 64 * 64 + 64;
     void* memory = std::aligned_alloc(num_bytes >= kLargePage ? kLargePage : 64, size);
@@ -23,8 +23,6 @@ inline void* allocate_pages(int64_t num_bytes) {
 #endif
     return memory;
 }
-
-inline void free_pages(void* memory, int64_t) { std::free(memory); }
 
 // Memory that grows to the largest step that was seen.
 class Buffer {
