@@ -79,6 +79,7 @@ class Settings:
     clamp_max_tokens: bool
     auth: AuthMode
     api_keys_dir: Path | None
+    limits_file: Path | None
     host: str
     port: int
     management_port: int
@@ -86,11 +87,14 @@ class Settings:
     max_num_batched_tokens: int
     max_queued_requests: int
     max_queued_tokens: int
+    max_queue_seconds: float
+    request_timeout_seconds: float
     kv_cache_tokens: int | None
     stall_seconds: float
     drain_seconds: float
     failure_file: Path | None
     log_level: LogLevel
+    log_prompts: bool
 
     def engine_config(self) -> EngineConfig:
         """Gives the part of the settings that the engine process needs."""
@@ -183,6 +187,7 @@ def _build_parser(environment: Mapping[str, str]) -> argparse.ArgumentParser:
     flag("--clamp-max-tokens", "clamp an explicit max_tokens over the context instead of refusing it")
     option("--auth", _choice(AuthMode), "api-key", "api-key or none")
     option("--api-keys-dir", Path, None, "folder with one file a key: its name is the client's id")
+    option("--limits-file", Path, None, "rates and concurrency by client, as YAML")
     option("--host", _not_empty, "0.0.0.0", "address of both ports")  # noqa: S104 - a pod serves its network
     option("--port", _integer(0, 65535), "8000", "port of the API; 0 takes a free one")
     option("--management-port", _integer(0, 65535), "9000", "port of probes and metrics; 0 takes a free one")
@@ -190,11 +195,18 @@ def _build_parser(environment: Mapping[str, str]) -> argparse.ArgumentParser:
     option("--max-num-batched-tokens", _integer(1), "512", "tokens in one step")
     option("--max-queued-requests", _integer(0), "256", "waiting sequences; beyond it 429")
     option("--max-queued-tokens", _integer(1), "1048576", "prompt tokens of waiting sequences; beyond it 429")
+    option("--max-queue-seconds", _positive_seconds, "60", "expected wait for a first step; beyond it 429")
+    option(
+        "--request-timeout-seconds", _positive_seconds, "3600", "most time for one request; clients may ask for less"
+    )
     option("--kv-cache-tokens", _integer(1), None, "tokens that the KV cache holds")
-    option("--stall-seconds", _stall, "120", "a step that takes longer hangs, and the engine is started again")
+    option(
+        "--stall-seconds", _positive_seconds, "120", "a step that takes longer hangs, and the engine is started again"
+    )
     option("--drain-seconds", _seconds, "300", "from SIGTERM to the end of what still runs")
     option("--failure-file", Path, None, "where the sentence of a failed start is written")
     option("--log-level", _choice(LogLevel), "info", "debug, info, warning or error")
+    flag("--log-prompts", "write prompts and answers to the access log")
     return parser
 
 
@@ -278,7 +290,7 @@ def _seconds(text: str) -> float:
     return float(text)
 
 
-def _stall(text: str) -> float:
+def _positive_seconds(text: str) -> float:
     seconds = _seconds(text)
     if seconds < 1:
         raise argparse.ArgumentTypeError(f"must be a number of seconds of 1 or more, not {text!r}")

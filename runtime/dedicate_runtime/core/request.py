@@ -55,11 +55,15 @@ class SamplingParams:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """One sequence to generate. `prompt_token_ids` is never empty."""
+    """One sequence to generate. `prompt_token_ids` is never empty.
+
+    `client_id` tells among whom places are shared fairly; empty where clients have no keys.
+    """
 
     request_id: RequestId
     prompt_token_ids: tuple[int, ...]
     sampling: SamplingParams
+    client_id: str = ""
 
 
 @dataclass(frozen=True, slots=True)
