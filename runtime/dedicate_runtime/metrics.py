@@ -39,6 +39,9 @@ class Metrics:
             "requests", "Requests answered, by route, status and client", ["route", "status", "key_id"]
         )
         self._in_progress = self._gauge("requests_in_progress", "Requests being answered")
+        self._refused_connections = self._counter(
+            "refused_connections", "Connections that were ended before a request could be read, by why", ["reason"]
+        )
         self._durations = self._histogram(
             "request_duration_seconds",
             "Time from a request's first byte to its answer's last, by route",
@@ -121,6 +124,9 @@ class Metrics:
             self._latencies.observe(duration_s)
             self._prompt_lengths.observe(num_prompt_tokens)
             self._generation_lengths.observe(num_completion_tokens)
+
+    def observe_refused_connection(self, reason: str) -> None:
+        self._refused_connections.labels(reason).inc()
 
     def observe_first_token(self, seconds: float) -> None:
         self._first_tokens.observe(seconds)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import resource
 import time
 from collections.abc import AsyncGenerator, Coroutine, Generator, Sequence
 from dataclasses import dataclass, replace
@@ -17,6 +18,7 @@ import uvicorn
 from prometheus_client import CollectorRegistry
 
 from dedicate_runtime.api.app import create_app
+from dedicate_runtime.api.http_protocol import ConnectionLimits, bounded_protocol
 from dedicate_runtime.api.keys import KeyRing
 from dedicate_runtime.api.management import create_management_app
 from dedicate_runtime.api.readiness import Readiness
@@ -41,6 +43,11 @@ _CLOSE_CONNECTIONS_S = 8
 beyond the drain, the engine's end may take the rest."""
 _KEEP_ALIVE_S = 75
 """Longer than the 60 s for which proxies reuse an idle connection, so that they never pick one that is being closed."""
+
+_PROBE_CONNECTIONS = 256
+"""Arbitrary: kubelet and Prometheus need a handful."""
+_OTHER_FILES = 256
+"""Arbitrary: open files that are no connections of clients."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,7 +75,11 @@ async def serve_engine(
     readiness = Readiness(engine, stall_s=settings.stall_seconds)
     app = create_app(engine, readiness=readiness, keys=keys, metrics=metrics, dedicate=settings.dedicate)
     management = create_management_app(readiness, metrics.registry)
-    async with _serve(management, listeners.management) as probes, _serve(app, listeners.public) as api:
+    public, probing = _connection_limits()
+    async with (
+        _serve(management, listeners.management, probing, metrics) as probes,
+        _serve(app, listeners.public, public, metrics) as api,
+    ):
         ports = {"port": _port(listeners.public), "management_port": _port(listeners.management)}
         _log.info("listening", extra=ports)
         await _until(stopping, _live(engine, settings, readiness, metrics, started_at), servers=(probes, api))
@@ -133,6 +144,20 @@ async def _until(
         await asyncio.gather(living, asked, return_exceptions=True)
 
 
+def _connection_limits() -> tuple[ConnectionLimits, ConnectionLimits]:
+    """Lets this process open as many files as it may, and gives what that leaves for clients and for probes."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    public, probing = ConnectionLimits(), ConnectionLimits(max_connections=_PROBE_CONNECTIONS)
+    needed = public.max_connections + public.max_surplus + probing.max_connections + probing.max_surplus + _OTHER_FILES
+    allowed = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
+    if soft != resource.RLIM_INFINITY and soft < allowed:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
+    if allowed < needed:
+        _log.warning("few open files are allowed: fewer connections are taken", extra={"limit": allowed})
+        public = replace(public, max_connections=max(1, public.max_connections - (needed - allowed)))
+    return public, probing
+
+
 class _Server(uvicorn.Server):
     """A server that leaves signals to the composition root."""
 
@@ -142,7 +167,9 @@ class _Server(uvicorn.Server):
 
 
 @contextlib.asynccontextmanager
-async def _serve(app: ASGIApp, listener: socket.socket) -> AsyncGenerator[asyncio.Future[None], None]:
+async def _serve(
+    app: ASGIApp, listener: socket.socket, limits: ConnectionLimits, metrics: Metrics
+) -> AsyncGenerator[asyncio.Future[None], None]:
     """Serves an application on a socket for as long as the block runs, then lets its connections end.
 
     Gives the server's task, which ends before the block does only by a fault.
@@ -150,7 +177,7 @@ async def _serve(app: ASGIApp, listener: socket.socket) -> AsyncGenerator[asynci
     server = _Server(
         uvicorn.Config(
             app,
-            http="httptools",
+            http=bounded_protocol(limits, on_refusal=metrics.observe_refused_connection),
             ws="none",
             lifespan="off",
             log_config=None,
