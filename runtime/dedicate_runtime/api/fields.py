@@ -6,9 +6,22 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, PlainValidator, WithJsonSchema
 
-_MAX_STOPS = 1024
+MAX_MESSAGES = 10_000
+MAX_ITEMS = 1024
+"""Of `stop`, `stop_token_ids`, `end_id`, `logit_bias`, a list of prompts and the tool calls of a message."""
 _MAX_STOP_CHARACTERS = 1024
-"""Both arbitrary, far above what clients send; they bound the work that one request can ask for."""
+"""All arbitrary, far above what clients send; they bound the work that one request can ask for."""
+
+
+def at_most(limit: int, things: str) -> BeforeValidator:
+    """Refuses a longer list or object before anything looks into it."""
+
+    def check(value: object) -> object:
+        if isinstance(value, list | dict) and len(value) > limit:
+            raise ValueError(f"At most {limit} {things}.")
+        return value
+
+    return BeforeValidator(check)
 
 
 def _integral(value: object) -> object:
@@ -31,8 +44,8 @@ def _stops(value: object) -> tuple[str, ...]:
         raise ValueError("Must be a string or a list of strings.")
     if not all(stops):
         raise ValueError("An empty string cannot be a stop.")
-    if len(stops) > _MAX_STOPS or any(len(stop) > _MAX_STOP_CHARACTERS for stop in stops):
-        raise ValueError(f"At most {_MAX_STOPS} stops of {_MAX_STOP_CHARACTERS} characters each.")
+    if any(len(stop) > _MAX_STOP_CHARACTERS for stop in stops):
+        raise ValueError(f"At most {_MAX_STOP_CHARACTERS} characters for each stop.")
     return stops
 
 
@@ -46,8 +59,10 @@ def _prompts(value: object) -> tuple[str | tuple[int, ...], ...]:
         )
     if not value:
         raise ValueError("An empty list is no prompt.")
-    if all(type(item) is int for item in value):
+    if type(value[0]) is int and all(type(item) is int for item in value):
         return (_token_ids(value),)
+    if len(value) > MAX_ITEMS:
+        raise ValueError(f"At most {MAX_ITEMS} prompts.")
     if all(isinstance(item, str) for item in value):
         return tuple(value)
     if all(isinstance(item, list) and item for item in value):
@@ -75,7 +90,8 @@ def _joined_parts(value: object) -> object:
 
 Integer = Annotated[int, BeforeValidator(_integral)]
 TokenIds = Annotated[tuple[int, ...], PlainValidator(_token_ids), _list_or_one("integer", 0)]
-Stops = Annotated[tuple[str, ...], PlainValidator(_stops), _list_or_one("string")]
+FewTokenIds = Annotated[TokenIds, at_most(MAX_ITEMS, "token ids")]
+Stops = Annotated[tuple[str, ...], PlainValidator(_stops), at_most(MAX_ITEMS, "stops"), _list_or_one("string")]
 Prompts = Annotated[
     tuple[str | tuple[int, ...], ...],
     PlainValidator(_prompts),

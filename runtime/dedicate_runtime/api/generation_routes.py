@@ -13,7 +13,6 @@ from fastapi import APIRouter
 from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response
 
-from dedicate_runtime.api.body import read_body
 from dedicate_runtime.api.context import ApiContext, check_model
 from dedicate_runtime.api.documentation import generation_docs
 from dedicate_runtime.api.errors import ApiError, failed
@@ -22,7 +21,7 @@ from dedicate_runtime.api.generation import ChoicePlan, Generation, submit
 from dedicate_runtime.api.logprobs import ChatLogprobs, CompletionLogprobs
 from dedicate_runtime.api.middleware import RequestRecord, record_of
 from dedicate_runtime.api.planning import chat_prompt, check_together, completion_prompts, echoes_of, plan_choices
-from dedicate_runtime.api.schemas import ChatCompletionRequest, CompletionRequest, GenerationRequest, parse_body
+from dedicate_runtime.api.schemas import ChatCompletionRequest, CompletionRequest, GenerationRequest
 from dedicate_runtime.api.sse import DONE, EventStream, cancel_and_wait, event, wait_for_disconnect
 
 if TYPE_CHECKING:
@@ -38,7 +37,7 @@ def build_generation_router(context: ApiContext) -> APIRouter:
     router = APIRouter(tags=["generation"])
 
     async def create_chat_completion(request: HttpRequest) -> Response:
-        wire = parse_body(await read_body(request), ChatCompletionRequest)
+        wire = await context.read(request, ChatCompletionRequest)
         served = context.readiness.require_ready()
         check_model(served, wire.model)
         check_together(wire)
@@ -57,7 +56,7 @@ def build_generation_router(context: ApiContext) -> APIRouter:
         return await _answer(context, request, wire, plans, ChatFormat(head, len(plans), logprobs))
 
     async def create_completion(request: HttpRequest) -> Response:
-        wire = parse_body(await read_body(request), CompletionRequest)
+        wire = await context.read(request, CompletionRequest)
         served = context.readiness.require_ready()
         check_model(served, wire.model)
         check_together(wire)

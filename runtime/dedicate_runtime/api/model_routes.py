@@ -9,11 +9,10 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from dedicate_runtime.api.body import read_body
 from dedicate_runtime.api.context import ApiContext, check_model
 from dedicate_runtime.api.documentation import body_docs
 from dedicate_runtime.api.errors import refuse
-from dedicate_runtime.api.schemas import DetokenizeRequest, TokenizeRequest, parse_body
+from dedicate_runtime.api.schemas import DetokenizeRequest, TokenizeRequest
 
 if TYPE_CHECKING:
     from dedicate_runtime.api.served_model import ServedModel
@@ -35,7 +34,7 @@ def build_model_router(context: ApiContext) -> APIRouter:
         return _card(served, model_id)
 
     async def tokenize(request: Request) -> Response:
-        wire = parse_body(await read_body(request), TokenizeRequest)
+        wire = await context.read(request, TokenizeRequest)
         served = context.readiness.require_loaded()
         check_model(served, wire.model)
         token_ids = await context.in_pool(_tokenize, wire, served)
@@ -49,7 +48,7 @@ def build_model_router(context: ApiContext) -> APIRouter:
         )
 
     async def detokenize(request: Request) -> Response:
-        wire = parse_body(await read_body(request), DetokenizeRequest)
+        wire = await context.read(request, DetokenizeRequest)
         served = context.readiness.require_loaded()
         check_model(served, wire.model)
         if wire.tokens and max(wire.tokens) >= served.info.vocab_size:

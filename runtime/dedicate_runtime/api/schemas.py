@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, TypeVar
 
-import msgspec
 from pydantic import (
     BaseModel,
     ConfigDict,
@@ -18,7 +17,18 @@ from pydantic import (
 )
 
 from dedicate_runtime.api.errors import refuse
-from dedicate_runtime.api.fields import Content, Integer, Prompts, Stops, TokenIds
+from dedicate_runtime.api.fields import (
+    MAX_ITEMS,
+    MAX_MESSAGES,
+    Content,
+    FewTokenIds,
+    Integer,
+    Prompts,
+    Stops,
+    TokenIds,
+    at_most,
+)
+from dedicate_runtime.api.json_text import parse_json
 from dedicate_runtime.api.unsupported import refuse_unsupported
 
 MAX_LOGPROBS = 20
@@ -61,12 +71,12 @@ class GenerationRequest(_Wire):
     repetition_penalty: float = Field(1.0, gt=0, allow_inf_nan=False)
     presence_penalty: float = Field(0.0, ge=-2, le=2, allow_inf_nan=False)
     frequency_penalty: float = Field(0.0, ge=-2, le=2, allow_inf_nan=False)
-    logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100, allow_inf_nan=False)]] = Field(
-        default_factory=dict, description="Token id, as a string, to what is added to its logit."
-    )
-    end_id: TokenIds | None = Field(None, description="Replaces the model's own end-of-sequence ids.")
+    logit_bias: Annotated[
+        dict[str, Annotated[float, Field(ge=-100, le=100, allow_inf_nan=False)]], at_most(MAX_ITEMS, "token ids")
+    ] = Field(default_factory=dict, description="Token id, as a string, to what is added to its logit.")
+    end_id: FewTokenIds | None = Field(None, description="Replaces the model's own end-of-sequence ids.")
     stop: Stops = Field((), description="Ends the text before any of these strings.")
-    stop_token_ids: TokenIds = ()
+    stop_token_ids: FewTokenIds = ()
     ignore_eos: bool = False
     min_tokens: Integer = Field(0, ge=0)
     random_sed: Integer | None = Field(
@@ -104,7 +114,7 @@ class Message(_Wire):
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: Content = ""
     name: str | None = None
-    tool_calls: list[dict[str, Any]] | None = None
+    tool_calls: Annotated[list[dict[str, Any]], Field(fail_fast=True), at_most(MAX_ITEMS, "tool calls")] | None = None
     tool_call_id: str | None = None
 
     @model_validator(mode="after")
@@ -114,10 +124,14 @@ class Message(_Wire):
         return self
 
 
+Messages = Annotated[list[Message], Field(min_length=1, fail_fast=True), at_most(MAX_MESSAGES, "messages")]
+"""One fault is enough to refuse: to note a million of them would take seconds."""
+
+
 class ChatCompletionRequest(GenerationRequest):
     """`POST /v1/chat/completions`."""
 
-    messages: list[Message] = Field(min_length=1)
+    messages: Messages
     logprobs: bool = False
     top_logprobs: Integer | None = Field(None, ge=0, le=MAX_LOGPROBS, description="Needs `logprobs`.")
     add_special_tokens: bool = Field(default=False, description="On top of what the chat template writes.")
@@ -139,7 +153,7 @@ class TokenizeRequest(_Wire):
 
     model: str | None = None
     prompt: str | None = None
-    messages: list[Message] | None = Field(None, min_length=1)
+    messages: Messages | None = None
     add_special_tokens: bool | None = None
     add_generation_prompt: bool = True
     return_token_strs: bool = False
@@ -160,14 +174,9 @@ def parse_body(body: bytes, wire: type[WireT]) -> WireT:
     """Reads a request's body.
 
     Raises:
-        ApiError: 400, naming the parameter at fault where there is one.
+        ApiError: 400, naming the parameter at fault where there is one; 413, it holds too much.
     """
-    try:
-        data = msgspec.json.decode(body)
-    except RecursionError:
-        refuse(None, "The body is nested too deeply.")
-    except (msgspec.MsgspecError, UnicodeDecodeError, ValueError) as error:
-        refuse(None, f"The body is not valid JSON: {error}")
+    data = parse_json(body)
     if not isinstance(data, dict):
         refuse(None, "The body must be a JSON object.")
     refuse_unsupported(data)
