@@ -131,7 +131,7 @@ class Piece:
 class Detokenizer:
     """The text of one sequence: decodes its tokens and ends it at a stop string.
 
-    Stops count from the `min_tokens`th token on.
+    Stops count from the `min_tokens`th token on, and are part of the text if `includes_stop`.
     """
 
     def __init__(
@@ -142,7 +142,9 @@ class Detokenizer:
         stops: Iterable[str] = (),
         skip_special_tokens: bool = True,
         min_tokens: int = 0,
+        includes_stop: bool = False,
     ) -> None:
+        self._includes_stop = includes_stop
         self._decoder = TokenDecoder(tokenizer, context, skip_special_tokens=skip_special_tokens)
         self._matcher = StopMatcher(stops)
         self._num_free_tokens = min_tokens - 1
@@ -168,7 +170,12 @@ class Detokenizer:
         if self._num_free_tokens > 0:
             self._num_free_tokens -= 1
             return text
-        return self._matcher.feed(text) if text else ""
+        if not text:
+            return ""
+        released = self._matcher.feed(text)
+        if self._includes_stop and self._matcher.matched is not None:
+            return released + self._matcher.matched
+        return released
 
 
 def token_bytes_reader(tokenizer: Tokenizer) -> Callable[[int], bytes]:
