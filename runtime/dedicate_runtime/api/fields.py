@@ -19,7 +19,7 @@ def integral(value: object) -> object:
 
 
 def _token_ids(value: object) -> tuple[int, ...]:
-    items: list[object] = value if isinstance(value, list) else [value]
+    items = [integral(item) for item in (value if isinstance(value, list) else [value])]
     token_ids = tuple(item for item in items if type(item) is int and item >= 0)
     if len(token_ids) != len(items):
         raise ValueError("Token ids must be integers of 0 or more.")

@@ -94,7 +94,7 @@ class GenerationRequest(_Wire):
         description="Over 1: tokens of the prompt and the text so far become less likely.",
     )
     presence_penalty: float = Field(
-        0.0, ge=-2, le=2, allow_inf_nan=False, description="Taken from the logits of tokens in the text so far."
+        0.0, ge=-2, le=2, allow_inf_nan=False, description="Taken from the logits of tokens in the new text so far."
     )
     frequency_penalty: float = Field(
         0.0, ge=-2, le=2, allow_inf_nan=False, description="The same, once for each time that the token is there."

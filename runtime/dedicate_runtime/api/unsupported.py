@@ -14,6 +14,7 @@ from dedicate_runtime.api.errors import refuse
 _NO_TOOLS = "This endpoint calls no tools."
 _NO_STRUCTURE = "This endpoint does not constrain its output."
 _NO_SUCH_SAMPLING = "This way of sampling is not supported."
+_NO_IDS = "Tokens are returned as text; /tokenize gives the ids of one."
 _NO_BEAMS = "Beam search is not supported."
 
 
@@ -82,7 +83,8 @@ UNSUPPORTED_FIELDS: dict[str, Refusal] = {
         _is_false, "Log-probabilities of a prompt come from /v1/completions with echo and logprobs."
     ),
     "logprob_token_ids": Refusal(_empty, "logprob_token_ids is not supported: alternatives come by likelihood."),
-    "return_tokens_as_token_ids": Refusal(_empty, "Tokens are returned as text; return_token_ids returns their ids."),
+    "return_token_ids": Refusal(_empty, _NO_IDS),
+    "return_tokens_as_token_ids": Refusal(_empty, _NO_IDS),
     "chat_template": Refusal(_empty, "Only the model's own chat template is used."),
     "thinking_token_budget": Refusal(_one_of(-1), "Thinking has no budget of its own here: use max_tokens."),
     "cache_salt": Refusal(_empty, "The prefix cache is shared by all requests of this endpoint."),

@@ -1,0 +1,440 @@
+"""Rows of docs/api.md on text: where it begins, what is in it, where it ends, and its log-probabilities."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+BOS, EOS_ID, END_OF_TURN_ID, PAD_ID = 256, 257, 258, 259
+END = "<|end|>"
+
+
+def text_of(response):
+    assert response.status_code == 200, response.text
+    choice = response.json()["choices"][0]
+    return choice["message"]["content"] if "message" in choice else choice["text"]
+
+
+def pieces_of(response):
+    """Give the texts of a stream of completions, chunk by chunk."""
+    assert response.status_code == 200, response.text
+    chunks = [json.loads(line[6:]) for line in response.text.splitlines() if line.startswith("data: {")]
+    return [chunk["choices"][0]["text"] for chunk in chunks if chunk["choices"]]
+
+
+def prompt_text(api):
+    return api.engine.tokenizer.decode(list(api.engine.requests[-1].prompt_token_ids), skip_special_tokens=False)
+
+
+async def converse(api, messages, path="v1/chat/completions", **fields):
+    return await api.client.post(f"/unit/{path}", json={"model": "alias", "messages": messages, **fields})
+
+
+def ids_of(*parts):
+    """Join texts, one token a byte, and token ids."""
+    bytes_as_ids = sorted([*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)])
+    others = [byte for byte in range(0x100) if byte not in bytes_as_ids]
+    order = bytes_as_ids + others
+    return [token for part in parts for token in ([part] if isinstance(part, int) else map(order.index, part.encode()))]
+
+
+@pytest.mark.row("stop")
+@pytest.mark.parametrize("group", [1, 3, 100])
+@pytest.mark.parametrize(
+    ("stop", "expected"),
+    [
+        ("wor", "Hello, "),
+        (["wor"], "Hello, "),
+        (["lo, w"], "Hel"),
+        (["H"], ""),
+        (["nothing", "world.!"], "Hello, world."),
+        ([f"no {number}" for number in range(1000)] + [","], "Hello"),
+        ([".", "d."], "Hello, worl"),
+        ([" world", ", "], "Hello"),
+        (["\u00e9", "\n"], "Hello, world."),
+        ([END, "<pad>", "<s>"] * 4 + ["world"], "Hello, "),
+    ],
+    ids=lambda value: str(value)[:40],
+)
+async def test_stop(api, group, stop, expected):
+    api.script(group=group)
+    assert text_of(await api.complete(stop=stop)) == expected
+    assert "".join(pieces_of(await api.complete(stop=stop, stream=True))) == expected
+    whole = (await api.complete(stop=stop)).json()["choices"][0]
+    assert whole["finish_reason"] == "stop"
+
+
+@pytest.mark.row("stop")
+@pytest.mark.parametrize(
+    ("text", "stop", "pieces"),
+    [
+        ("ab cd", ["zz"], ["a", "b", " ", "c", "d", ""]),
+        ("ab cd", ["cx"], ["a", "b", " ", "cd", ""]),
+        ("ab cd", ["b cx"], ["a", "b cd", ""]),
+        ("ab cd", ["d!"], ["a", "b", " ", "c", "d"]),
+        ("aab", ["ab!"], ["a", "ab"]),
+        ("caféx", ["é!"], ["c", "a", "f", "éx", ""]),
+    ],
+)
+async def test_stop_holds_back_what_may_begin_one_and_no_more(api, text, stop, pieces):
+    api.script(text=text)
+    streamed = pieces_of(await api.complete(stop=stop, stream=True))
+    assert [piece for piece in streamed if piece] == [piece for piece in pieces if piece]
+
+
+@pytest.mark.row("stop")
+@pytest.mark.parametrize("skip", [True, False])
+@pytest.mark.parametrize(
+    ("stop", "tokens", "expected", "with_stop"),
+    [
+        ("<pad>", ids_of("Hi", PAD_ID, "x"), "Hi", "Hi<pad>"),
+        (["x", "<pad>"], ids_of("Hi", PAD_ID, "x"), "Hi", "Hi<pad>"),
+        ("<pad>", ids_of("Hi <pad>!", END_OF_TURN_ID), "Hi <pad>!", "Hi <pad>!"),
+        ("i!", ids_of("Hi!", END_OF_TURN_ID), "H", "Hi!"),
+    ],
+    ids=["special", "special and text", "a special's spelling is no special", "text"],
+)
+async def test_stop_that_is_a_special_token_matches_by_id(api, skip, stop, tokens, expected, with_stop):
+    api.script(tokens=tokens)
+    fields = {"stop": stop, "skip_special_tokens": skip}
+    assert text_of(await api.complete(**fields)) == expected
+    assert text_of(await api.complete(**fields, include_stop_str_in_output=True)) == with_stop
+    streamed = await api.complete(**fields, include_stop_str_in_output=True, stream=True)
+    assert "".join(pieces_of(streamed)) == with_stop
+
+
+@pytest.mark.row("stop")
+async def test_stop_in_text_never_fires_on_specials_that_are_left_out(api):
+    api.script(tokens=ids_of("Hi", PAD_ID, "!", END_OF_TURN_ID))
+    assert text_of(await api.complete(stop=["<pad>!", "pad"])) == "Hi!"
+    assert text_of(await api.complete(stop=["<pad>!", "pad"], skip_special_tokens=False)) == "Hi<"
+
+
+@pytest.mark.row("stop")
+@pytest.mark.parametrize("stop", ["", [""], ["a", ""], 5, [5], {"a": 1}, [["a"]], True], ids=str)
+async def test_stop_refusals(api, stop):
+    for response in (await api.chat(stop=stop), await api.complete(stop=stop)):
+        assert (response.status_code, response.json()["error"]["param"]) == (400, "stop")
+
+
+@pytest.mark.row("stop")
+async def test_stop_aborts_what_is_left_of_its_sequence(api):
+    response = await api.complete(["a", "b"], stop=["lo"])
+    assert api.engine.aborted == [request.request_id for request in api.engine.requests]
+    assert response.json()["usage"]["completion_tokens"] == 10
+
+
+@pytest.mark.row("end of sequence")
+@pytest.mark.parametrize(
+    ("config", "generation", "expected"),
+    [
+        ({"eos_token_id": 7}, {"eos_token_id": 8}, {7, 8, END_OF_TURN_ID}),
+        ({"eos_token_id": [7, 9]}, {"eos_token_id": [8, 7]}, {7, 8, 9, END_OF_TURN_ID}),
+        ({}, {}, {END_OF_TURN_ID}),
+        ({"eos_token_id": None}, {"eos_token_id": None}, {END_OF_TURN_ID}),
+        ({"text_config": {"eos_token_id": 7}}, {}, {7, END_OF_TURN_ID}),
+    ],
+    ids=str,
+)
+async def test_end_of_sequence_is_a_union(make_api, model_folder, config, generation, expected):
+    (model_folder / "config.json").write_text(json.dumps(config))
+    (model_folder / "generation_config.json").write_text(json.dumps(generation))
+    api = make_api()
+    await api.complete()
+    assert api.sampling.end_ids == expected
+
+
+@pytest.mark.row("end of sequence")
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({"stop": ["x"]}, {EOS_ID, END_OF_TURN_ID}),
+        ({"stop": "<pad>"}, {PAD_ID, EOS_ID, END_OF_TURN_ID}),
+        ({"stop_token_ids": [5]}, {5, EOS_ID, END_OF_TURN_ID}),
+        ({"end_id": 5}, {5}),
+        ({"end_id": [5, 6]}, {5, 6}),
+        ({"end_id": 5, "stop": "<pad>", "stop_token_ids": [6]}, {5, 6, PAD_ID}),
+        ({"ignore_eos": True}, set()),
+        ({"ignore_eos": True, "end_id": 5}, set()),
+        ({"ignore_eos": True, "stop": END}, {END_OF_TURN_ID}),
+    ],
+    ids=str,
+)
+async def test_end_of_sequence(api, fields, expected):
+    response = await api.complete(**fields)
+    assert response.status_code == 200, response.text
+    assert api.sampling.end_ids == expected
+
+
+@pytest.mark.row("end of sequence")
+@pytest.mark.parametrize("skip", [True, False])
+@pytest.mark.parametrize(
+    ("end", "fields"),
+    [(END_OF_TURN_ID, {}), (EOS_ID, {}), (39, {"end_id": 39}), (39, {"stop_token_ids": 39})],
+    ids=str,
+)
+async def test_end_of_sequence_is_not_in_the_text(api, skip, end, fields):
+    api.script(tokens=[*ids_of("ok"), end, *ids_of("never")])
+    response = await api.complete(skip_special_tokens=skip, **fields)
+    assert text_of(response) == "ok"
+    assert response.json()["usage"]["completion_tokens"] == 3
+    assert response.json()["choices"][0]["finish_reason"] == "stop"
+
+
+@pytest.mark.row("special tokens")
+@pytest.mark.parametrize(
+    ("prompt", "fields", "expected"),
+    [
+        ("Hi", {}, "<s>Hi"),
+        ("Hi", {"add_special_tokens": True}, "<s>Hi"),
+        ("Hi", {"add_special_tokens": False}, "Hi"),
+        ("<s>Hi", {}, "<s>Hi"),
+        ("<s>Hi", {"add_special_tokens": False}, "<s>Hi"),
+        (" <s>Hi", {}, "<s> <s>Hi"),
+        (ids_of("Hi"), {}, "Hi"),
+        (ids_of("Hi"), {"add_special_tokens": True}, "Hi"),
+    ],
+    ids=str,
+)
+async def test_special_tokens_of_prompts(api, prompt, fields, expected):
+    assert (await api.complete(prompt, **fields)).status_code == 200
+    assert prompt_text(api) == expected
+
+
+@pytest.mark.row("special tokens")
+@pytest.mark.parametrize("template", ["{{ messages[0].content }}", "<s>{{ messages[0].content }}"])
+@pytest.mark.parametrize(("add", "expected"), [(..., ""), (False, ""), (True, "<s>")], ids=repr)
+async def test_special_tokens_of_conversations(make_api, model_folder, template, add, expected):
+    (model_folder / "chat_template.jinja").write_text(template)
+    api = make_api()
+    await api.chat("Hi", **({} if add is ... else {"add_special_tokens": add}))
+    assert prompt_text(api) == ("<s>Hi" if template.startswith("<s>") else f"{expected}Hi")
+
+
+USER = {"role": "user", "content": "a"}
+
+
+@pytest.mark.row("messages")
+@pytest.mark.parametrize(
+    ("messages", "expected"),
+    [
+        ([{"role": "user", "content": [{"type": "text", "text": "a"}]}], "[user]a"),
+        ([{"role": "user", "content": [{"type": "text", "text": t} for t in "ab"]}], "[user]a\nb"),
+        ([{"role": "user", "content": [{"type": "input_text", "text": "a"}]}], "[user]a"),
+        ([{"role": "user", "content": ""}], "[user]"),
+        ([{"role": "developer", "content": "s"}, USER], "[system]s<|end|>[user]a"),
+        ([{**USER, "name": "bob"}], "[user]a"),
+        ([{**USER, "refusal": None, "annotations": [], "reasoning_content": "x"}], "[user]a"),
+        ([USER, {"role": "assistant", "content": None, "tool_calls": [{"id": "1"}]}], "[user]a<|end|>[assistant]"),
+        ([USER, {"role": "assistant", "tool_calls": [{"id": "1"}]}], "[user]a<|end|>[assistant]"),
+        (
+            [USER, {"role": "assistant", "content": [{"type": "refusal", "refusal": "no"}]}],
+            "[user]a<|end|>[assistant]no",
+        ),
+        ([USER, {"role": "tool", "content": "42", "tool_call_id": "1"}], "[user]a<|end|>[tool]42"),
+        ([USER, {"role": "tool", "content": None, "tool_call_id": "1"}], "[user]a<|end|>[tool]"),
+        ([USER, USER], "[user]a\n\na"),
+        ([USER, USER, {"role": "assistant", "content": "b"}, USER], "[user]a\n\na<|end|>[assistant]b<|end|>[user]a"),
+        (
+            [{"role": "system", "content": "s"}, {"role": "developer", "content": "t"}, USER],
+            "[system]s\n\nt<|end|>[user]a",
+        ),
+    ],
+    ids=str,
+)
+async def test_messages(api, messages, expected):
+    response = await converse(api, messages)
+    assert response.status_code == 200, response.text
+    assert prompt_text(api) == f"{expected}<|end|>[assistant]"
+
+
+@pytest.mark.row("messages")
+async def test_messages_are_merged_only_where_the_template_refuses(make_api, model_folder):
+    (model_folder / "chat_template.jinja").write_text("{% for m in messages %}{{ '[' + m.content + ']' }}{% endfor %}")
+    api = make_api()
+    await converse(api, [USER, USER])
+    assert prompt_text(api) == "[a][a]"
+
+
+@pytest.mark.row("messages")
+@pytest.mark.parametrize(
+    ("messages", "param"),
+    [
+        ([], "messages"),
+        ("Hi", "messages"),
+        ({}, "messages"),
+        (["Hi"], "messages[0]"),
+        ([USER, {"role": "wizard", "content": "x"}], "messages[1].role"),
+        ([{"content": "x"}], "messages[0].role"),
+        ([{"role": "user"}], "messages[0]"),
+        ([{"role": "system", "content": None}], "messages[0]"),
+        ([{"role": "user", "content": 5}], "messages[0].content"),
+        ([{"role": "user", "content": ["a"]}], "messages[0].content"),
+        ([{"role": "user", "content": [{"type": "text"}]}], "messages[0].content"),
+        ([{"role": "user", "content": [{"type": ["text"], "text": "a"}]}], "messages[0].content"),
+        ([{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}], "messages[0].content"),
+        ([{**USER, "name": 5}], "messages[0].name"),
+    ],
+    ids=str,
+)
+async def test_messages_refusals(api, messages, param):
+    response = await converse(api, messages)
+    assert (response.status_code, response.json()["error"]["param"]) == (400, param)
+
+
+@pytest.mark.row("messages")
+@pytest.mark.parametrize(
+    ("template", "told"),
+    [
+        ("{{ raise_exception('no system role here') }}", "no system role here"),
+        ("{{ messages[5].content }}", "chat template"),
+        ("{{ 1 // 0 }}", "chat template"),
+        ("{{ ''.__class__.__mro__ }}", "chat template"),
+        ("{{ nothing() }}", "chat template"),
+        (None, "/v1/completions"),
+    ],
+)
+@pytest.mark.parametrize("path", ["v1/chat/completions", "tokenize"])
+async def test_messages_template_errors(make_api, model_folder, template, told, path):
+    file = model_folder / "chat_template.jinja"
+    file.unlink() if template is None else file.write_text(template)
+    response = await converse(make_api(), [USER], path)
+    assert (response.status_code, response.json()["error"]["param"]) == (400, "messages")
+    assert told in response.json()["error"]["message"]
+
+
+@pytest.mark.row("also honoured")
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({}, "None/None/None/True"),
+        ({"add_generation_prompt": False}, "None/None/None/False"),
+        ({"documents": [{"text": "d"}]}, "d/None/None/True"),
+        ({"reasoning_effort": "low"}, "None/low/True/True"),
+        ({"reasoning_effort": "none"}, "None/none/False/True"),
+        ({"reasoning_effort": "none", "chat_template_kwargs": {"enable_thinking": True}}, "None/none/True/True"),
+        ({"chat_template_kwargs": {"enable_thinking": False, "messages": []}}, "None/None/False/True"),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("path", ["v1/chat/completions", "tokenize", "v1/tokenize"])
+async def test_also_honoured_variables_of_the_template(make_api, model_folder, path, fields, expected):
+    (model_folder / "chat_template.jinja").write_text(
+        "{{ documents[0].text if documents else none }}/{{ reasoning_effort if reasoning_effort else none }}/"
+        "{{ enable_thinking if enable_thinking is defined else none }}/{{ add_generation_prompt }}"
+    )
+    api = make_api()
+    response = await converse(api, [USER], path, **fields)
+    assert response.status_code == 200, response.text
+    if path == "v1/chat/completions":
+        assert prompt_text(api) == expected
+    else:
+        assert api.engine.tokenizer.decode(response.json()["tokens"]) == expected
+
+
+@pytest.mark.row("also honoured")
+@pytest.mark.parametrize("add", [{}, {"add_generation_prompt": False}], ids=str)
+@pytest.mark.parametrize(
+    ("content", "expected"), [("Sure, e", "Sure, e"), ("e ", "e "), ("", ""), ([{"type": "text", "text": "x"}], "x")]
+)
+async def test_also_honoured_continue_final_message(api, add, content, expected):
+    messages = [USER, {"role": "assistant", "content": content}]
+    response = await converse(api, messages, continue_final_message=True, **add)
+    assert response.status_code == 200, response.text
+    assert prompt_text(api) == f"[user]a<|end|>[assistant]{expected}"
+
+
+@pytest.mark.row("also honoured")
+@pytest.mark.parametrize(
+    ("template", "fields"),
+    [
+        ("{{ messages[0].content }}", {"add_generation_prompt": True}),
+        ("{{ messages[0].content[:3] }}", {}),
+    ],
+)
+async def test_also_honoured_continue_final_message_refusals(make_api, model_folder, template, fields):
+    (model_folder / "chat_template.jinja").write_text(template)
+    response = await converse(make_api(), [USER], continue_final_message=True, **fields)
+    assert (response.status_code, response.json()["error"]["param"]) == (400, "continue_final_message")
+
+
+@pytest.mark.row("logprobs")
+@pytest.mark.parametrize("num_top", [0, 1, 20])
+async def test_logprobs_of_chat(api, num_top):
+    api.script(tokens=ids_of("\u00e9!", END_OF_TURN_ID))
+    choice = (await api.chat(logprobs=True, top_logprobs=num_top)).json()["choices"][0]
+    entries = choice["logprobs"]["content"]
+    assert [bytes(entry["bytes"]) for entry in entries] == [b"\xc3", b"\xa9", b"!", END.encode()]
+    for entry in entries:
+        top = entry["top_logprobs"]
+        assert bool(top) == bool(num_top)
+        if top:
+            assert entry["logprob"] in [one["logprob"] for one in top if one["bytes"] == entry["bytes"]]
+            assert {one["logprob"] for one in top} <= {-0.25, -9999.0}
+
+
+@pytest.mark.row("logprobs")
+@pytest.mark.parametrize(
+    ("endpoint", "fields", "param"),
+    [
+        ("chat", {"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
+        ("chat", {"logprobs": True, "top_logprobs": -1}, "top_logprobs"),
+        ("chat", {"top_logprobs": 1}, "top_logprobs"),
+        ("chat", {"logprobs": False, "top_logprobs": 1}, "top_logprobs"),
+        ("chat", {"logprobs": 1}, "logprobs"),
+        ("completions", {"logprobs": 21}, "logprobs"),
+        ("completions", {"logprobs": -1}, "logprobs"),
+        ("completions", {"logprobs": True}, "logprobs"),
+    ],
+    ids=str,
+)
+async def test_logprobs_refusals(api, endpoint, fields, param):
+    response = await (api.chat(**fields) if endpoint == "chat" else api.complete(**fields))
+    assert (response.status_code, response.json()["error"]["param"]) == (400, param)
+
+
+@pytest.mark.row("logprobs")
+@pytest.mark.parametrize("fields", [{}, {"top_logprobs": 0}, {"logprobs": False, "top_logprobs": 0}], ids=str)
+async def test_logprobs_that_nobody_asked_for(api, fields):
+    response = await api.chat(**fields)
+    assert response.status_code == 200, response.text
+    assert response.json()["choices"][0]["logprobs"] is None
+
+
+@pytest.mark.row("logprobs")
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    ("prompt", "tokens", "labels", "offsets"),
+    [
+        (ids_of("Hi"), ids_of("!", END_OF_TURN_ID), ["H", "i", "!", END], [0, 1, 2, 3]),
+        ("Hi", ids_of("!", END_OF_TURN_ID), ["<s>", "H", "i", "!", END], [0, 0, 1, 2, 3]),
+        ("<s>Hi", ids_of("!"), ["<s>", "H", "i", "!"], [0, 3, 4, 5]),
+        ([256, *ids_of("Hi")], ids_of("!"), ["<s>", "H", "i", "!"], [0, 3, 4, 5]),
+        (
+            ids_of("\u00e9"),
+            ids_of("\u00e9", PAD_ID, "x"),
+            ["bytes:\\xc3", "bytes:\\xa9", "bytes:\\xc3", "bytes:\\xa9", "<pad>", "x"],
+            [0, 0, 1, 1, 2, 2],
+        ),
+    ],
+    ids=str,
+)
+async def test_logprobs_with_echo(api, stream, prompt, tokens, labels, offsets):
+    """P entries for the prompt, the first of them null, and one for each new token, the end token's included."""
+    api.script(tokens=tokens)
+    fields = {"echo": True, "logprobs": 2, "max_tokens": len(tokens), "stream": stream}
+    response = await api.complete(prompt, **fields)
+    if stream:
+        chunks = [json.loads(line[6:]) for line in response.text.splitlines() if line.startswith("data: {")]
+        found = [chunk["choices"][0]["logprobs"] for chunk in chunks]
+        logprobs = {name: [value for part in found if part for value in part[name]] for name in found[0]}
+    else:
+        logprobs = response.json()["choices"][0]["logprobs"]
+    assert logprobs["tokens"] == labels
+    assert logprobs["text_offset"] == offsets
+    assert logprobs["token_logprobs"] == [None] + [-0.25] * (len(labels) - 1)
+    assert logprobs["top_logprobs"][0] is None
+    for label, top in zip(labels[1:], logprobs["top_logprobs"][1:], strict=True):
+        assert top[label] == -0.25
+        assert set(top.values()) <= {-0.25, -9999.0}
