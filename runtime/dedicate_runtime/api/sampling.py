@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from dedicate_runtime.api.served_model import ServedModel
 
 _GREEDY_BELOW = 1e-5
+_LEAST_PENALTY = 1e-6
+"""Arbitrary: beyond it, and its inverse, a penalty decides by itself; much beyond, float32 logits overflow."""
 _SEED_RANGE = 2**63
 """Seeds are taken modulo this, so that seed + i of any choice stays a non-negative 64-bit integer."""
 
@@ -120,7 +122,7 @@ def build_sampling(
         top_p=1.0 if greedy else top_p,
         top_k=max(0, int(chosen("top_k"))),
         min_p=request.min_p,
-        repetition_penalty=chosen("repetition_penalty"),
+        repetition_penalty=min(max(chosen("repetition_penalty"), _LEAST_PENALTY), 1 / _LEAST_PENALTY),
         presence_penalty=request.presence_penalty,
         frequency_penalty=request.frequency_penalty,
         logit_bias=_parse_logit_bias(request.logit_bias, served.info.vocab_size),
