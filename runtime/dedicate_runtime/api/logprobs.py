@@ -65,27 +65,27 @@ class CompletionLogprobs:
         """Adds an echoed prompt; its first token has no probability, for nothing came before it."""
         end, self._offset = self._offset, 0
         for token_id, entry in zip(token_ids, logprobs, strict=True):
-            # A special token that the tokenizer put before a text is not in its echo; those within are the text's own.
-            is_added = self._offset == 0 and self._tokenizer.is_special(token_id)
-            is_shown = not is_added or text.startswith(self._tokenizer.text_of(token_id))
-            self._add(entries, token_id, entry, is_shown=is_shown)
+            content = self._tokenizer.bytes_of(token_id)
+            if self._offset == 0 and not text.encode().startswith(content):
+                # The tokenizer's doing, not the text's: a special token, or a space, before what the text begins with.
+                content = b"" if self._tokenizer.is_special(token_id) else content.removeprefix(b" ")
+            self._add(entries, token_id, entry, content)
         self._offset, self._characters = end, _new_decoder()
 
     def add(self, entries: dict[str, list[Any]], logprobs: Iterable[TokenLogprobs]) -> None:
         """Adds new tokens."""
         for entry in logprobs:
             is_shown = self._shows_specials or not self._tokenizer.is_special(entry.token_id)
-            self._add(entries, entry.token_id, entry, is_shown=is_shown)
+            content = self._tokenizer.bytes_of(entry.token_id) if is_shown else b""
+            self._add(entries, entry.token_id, entry, content)
 
-    def _add(
-        self, entries: dict[str, list[Any]], token_id: int, entry: TokenLogprobs | None, *, is_shown: bool
-    ) -> None:
+    def _add(self, entries: dict[str, list[Any]], token_id: int, entry: TokenLogprobs | None, content: bytes) -> None:
+        """Adds one token, of which `content` is in the text."""
         entries["tokens"].append(self._label(token_id))
         entries["token_logprobs"].append(None if entry is None else finite(entry.logprob))
         entries["top_logprobs"].append(None if entry is None else self._top(entry))
         entries["text_offset"].append(self._offset)
-        if is_shown:
-            self._offset += len(self._characters.decode(self._tokenizer.bytes_of(token_id)))
+        self._offset += len(self._characters.decode(content))
 
     def _top(self, entry: TokenLogprobs) -> dict[str, float]:
         """Maps token texts to logprobs; of several tokens with one text the chosen one stands, then the likeliest."""

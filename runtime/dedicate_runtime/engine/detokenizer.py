@@ -14,6 +14,8 @@ from tokenizers import Tokenizer
 from tokenizers.decoders import DecodeStream
 
 _REPLACEMENT = "\ufffd"
+_SPACE = "\u2581"
+"""Stands for a space in SentencePiece vocabularies."""
 _MAX_CONTEXT_TOKENS = 8
 """Prompt tokens decoded before the first new one: enough for a whole character and the space before a word."""
 _MAX_HELD_TOKENS = 8
@@ -194,7 +196,10 @@ def token_bytes_reader(tokenizer: Tokenizer) -> Callable[[int], bytes]:
             return bytes(table[character] for character in token)
         if len(token) == 6 and token.startswith("<0x") and token.endswith(">"):  # byte fallback
             return bytes.fromhex(token[3:5])
-        return tokenizer.decode([token_id], skip_special_tokens=False).encode()
+        text = tokenizer.decode([token_id], skip_special_tokens=False)
+        # Decoders take the space before the first word of a text for one that the tokenizer put there.
+        is_cut = token.startswith(_SPACE) and not text.startswith(" ")
+        return (f" {text}" if is_cut else text).encode()
 
     return read
 

@@ -151,3 +151,11 @@ async def test_also_honoured_continue_final_message_refusals(make_api, model_fol
     (model_folder / "chat_template.jinja").write_text(template)
     response = await converse(make_api(), [USER], continue_final_message=True, **fields)
     assert (response.status_code, response.json()["error"]["param"]) == (400, "continue_final_message")
+
+
+@pytest.mark.row("also honoured")
+async def test_also_honoured_continue_final_message_tells_the_template(make_api, model_folder):
+    (model_folder / "chat_template.jinja").write_text("{{ add_generation_prompt }}: {{ messages[0].content | trim }}")
+    api = make_api()
+    assert (await converse(api, [USER], continue_final_message=True)).status_code == 200
+    assert prompt_text(api) == "False: a"

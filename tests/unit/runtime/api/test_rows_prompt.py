@@ -89,6 +89,7 @@ async def test_prompt(api, prompt, n, expected):
     assert response.status_code == 200, response.text
     assert [list(request.prompt_token_ids) for request in api.engine.requests] == expected
     assert [choice["index"] for choice in response.json()["choices"]] == list(range(len(expected)))
+    assert [int(request.request_id.rpartition("-")[2]) for request in api.engine.requests] == list(range(len(expected)))
 
 
 @pytest.mark.row("prompt")

@@ -5,7 +5,11 @@ from __future__ import annotations
 import json
 
 import pytest
+from tokenizers import Tokenizer, decoders, models
 
+from dedicate_runtime.api.logprobs import CompletionLogprobs
+from dedicate_runtime.api.model_tokenizer import ModelTokenizer
+from dedicate_runtime.core.request import TokenLogprobs
 from tests.unit.runtime.api.wire import ids_of, pieces_of, text_of
 
 EOS_ID, END_OF_TURN_ID, PAD_ID = 257, 258, 259
@@ -234,3 +238,30 @@ async def test_logprobs_with_echo(api, stream, prompt, tokens, labels, offsets):
     for label, top in zip(labels[1:], logprobs["top_logprobs"][1:], strict=True):
         assert top[label] == -0.25
         assert set(top.values()) <= {-0.25, -9999.0}
+
+
+@pytest.mark.row("logprobs")
+def test_logprobs_of_the_chosen_token_win_over_a_likelier_one_of_the_same_text():
+    """Vocabularies with byte fallback have two tokens for a letter."""
+    tokenizer = Tokenizer(models.BPE(vocab={"A": 0, "<0x41>": 1, "B": 2}, merges=[], byte_fallback=True))
+    tokenizer.decoder = decoders.ByteFallback()
+    writer = CompletionLogprobs(ModelTokenizer(tokenizer, special_tokens={}), first_offset=0, shows_specials=False)
+    entries = writer.empty()
+    writer.add(entries, [TokenLogprobs(1, -3.0, ((0, -0.1), (2, -2.5), (1, -3.0)))])
+    assert entries["top_logprobs"] == [{"A": -3.0, "B": -2.5}]
+
+
+@pytest.mark.row("logprobs")
+@pytest.mark.parametrize(("text", "offsets"), [("hello world", [0, 5]), (" hello world", [0, 6])])
+def test_logprobs_know_a_space_that_the_tokenizer_put_before_a_text(text, offsets):
+    tokenizer = Tokenizer(models.BPE(vocab={"\u2581hello": 0, "\u2581world": 1}, merges=[]))
+    tokenizer.decoder = decoders.Sequence([decoders.Replace("\u2581", " "), decoders.Strip(" ", 1, 0)])
+    writer = CompletionLogprobs(
+        ModelTokenizer(tokenizer, special_tokens={}), first_offset=len(text), shows_specials=False
+    )
+    entries = writer.empty()
+    world = TokenLogprobs(1, -1.0, ((1, -1.0),))
+    writer.add_prompt(entries, [0, 1], [None, world], text)
+    writer.add(entries, [world])
+    assert entries["tokens"] == [" hello", " world", " world"]
+    assert entries["text_offset"] == [*offsets, len(text)]
