@@ -5,11 +5,13 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 from http import HTTPStatus
 from importlib.metadata import version
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from fastapi import Depends, FastAPI
+from fastapi import Depends, FastAPI, Security
 from fastapi.exceptions import RequestValidationError
+from fastapi.security import HTTPBearer
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -18,6 +20,7 @@ from dedicate_runtime.api.errors import ApiError
 from dedicate_runtime.api.generation_routes import build_generation_router
 from dedicate_runtime.api.middleware import RequestMiddleware, error_response
 from dedicate_runtime.api.model_routes import build_model_router, build_open_router
+from dedicate_runtime.api.paths import LenientPaths
 
 if TYPE_CHECKING:
     from dedicate_runtime.api.keys import KeyRing
@@ -27,6 +30,18 @@ if TYPE_CHECKING:
 
 _NUM_TEXT_THREADS = 4
 """Arbitrary: tokenising releases the interpreter's lock, and a few long prompts at once must not wait in line."""
+
+_BEARER = HTTPBearer(auto_error=False, description="Your API key. The header may also be spelled Autherization.")
+"""Checks nothing: it tells the OpenAPI page, which then can send a key, what `ApiContext.authenticate` wants."""
+_ANY_ORIGIN: dict[str, Any] = {
+    "allow_origins": ["*"],
+    "allow_methods": ["*"],
+    "allow_headers": ["*"],
+    "expose_headers": ["*"],
+    "max_age": 7200,  # the most that a browser keeps
+}
+"""Pages of any origin may call, for none can unless it holds a key: browsers add none by themselves. Without keys an
+endpoint would be open to whatever page a person of its network looks at, so then no other origin may read answers."""
 
 
 def create_app(
@@ -50,12 +65,17 @@ def create_app(
         redirect_slashes=False,
     )
     guarded = [Depends(context.authenticate)]
+    if keys is not None:
+        guarded.append(Security(_BEARER))
     app.include_router(build_generation_router(context), prefix=prefix, dependencies=guarded)
     app.include_router(build_model_router(context), prefix=prefix, dependencies=guarded)
     app.include_router(build_open_router(context), prefix=prefix)
     app.add_exception_handler(ApiError, _answer_api_error)
     app.add_exception_handler(HTTPException, _answer_http_error)
     app.add_exception_handler(RequestValidationError, _answer_validation_error)
+    app.add_middleware(LenientPaths)
+    if keys is not None:
+        app.add_middleware(CORSMiddleware, **_ANY_ORIGIN)
     app.add_middleware(RequestMiddleware, metrics=metrics, prefix=prefix)
     return app
 
@@ -71,7 +91,7 @@ async def _answer_http_error(request: Request, error: Exception) -> Response:
     if not isinstance(error, HTTPException):
         raise error
     phrase = HTTPStatus(error.status_code).phrase
-    message = f"{phrase}: {request.method} {request.url.path}"
+    message = f"{phrase}: {request.method} {request.url.path}. What there is: {request.app.docs_url}"
     return error_response(ApiError(error.status_code, message, headers=dict(error.headers or {})))
 
 

@@ -18,7 +18,7 @@ import jinja2
 import jinja2.ext
 import jinja2.nodes
 
-from dedicate_runtime.api.errors import refuse
+from dedicate_runtime.api.errors import ApiError, refuse
 from dedicate_runtime.api.model_tokenizer import read_json
 from dedicate_runtime.api.template_budget import MAX_CHARACTERS, RenderBudget, TemplateLimitError
 from dedicate_runtime.api.template_sandbox import BoundedEnvironment
@@ -36,6 +36,10 @@ _ABSENT = {"tools": None, "documents": None}
 _OWN_VARIABLES = frozenset({"messages", "add_generation_prompt"})
 
 
+_END_MARK = "\ue000end of message\ue000"
+"""Arbitrary, of private-use characters: shows where a template wrote the end of a message."""
+
+
 class ChatTemplate:
     """One compiled template. Rendering runs the repository's code in a sandbox: call it off the event loop."""
 
@@ -51,16 +55,24 @@ class ChatTemplate:
         """Raises what Jinja or the Python compiler raise if `source` is no template."""
         self._environment = _build_environment()
         self._template = self._environment.from_string(source)
+        self.source = source
         self._variables = variables
         self._reserved = _OWN_VARIABLES | set(variables) | set(self._environment.globals)
         self._new_budget = partial(RenderBudget, timeout_s=timeout_s, max_characters=max_characters, clock=clock)
 
     def render(
-        self, messages: Sequence[Message], *, add_generation_prompt: bool = True, extra: dict[str, Any] | None = None
+        self,
+        messages: Sequence[Message],
+        *,
+        add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
+        extra: dict[str, Any] | None = None,
     ) -> str:
         """Writes the prompt of a conversation.
 
-        Consecutive turns of one role are merged where the template refuses the conversation as it is.
+        Consecutive turns of one role are merged where the template refuses the conversation as it is. A final message
+        that is to be continued ends the prompt, without what the template writes after it; then there is no generation
+        prompt.
 
         Raises:
             ApiError: 400, where the template refuses the conversation anyway, or its limits are exceeded; and for an
@@ -70,22 +82,27 @@ class ChatTemplate:
             if name in self._reserved:
                 refuse("chat_template_kwargs", f"chat_template_kwargs: {name} cannot be set.")
         turns = [_as_turn(message) for message in messages]
-        options = {**_ABSENT, **(extra or {}), **self._variables, "add_generation_prompt": add_generation_prompt}
+        opens_turn = add_generation_prompt and not continue_final_message
+        options = {**_ABSENT, **(extra or {}), **self._variables, "add_generation_prompt": opens_turn}
+        if not continue_final_message:
+            return self._render(turns, options)
+        turns[-1]["content"] += _END_MARK
+        prompt, mark, _ = self._render(turns, options).rpartition(_END_MARK)
+        if not mark:
+            refuse("continue_final_message", "The model's chat template leaves out the end of the final message.")
+        return prompt
+
+    def _render(self, turns: Sequence[dict[str, Any]], options: dict[str, Any]) -> str:
         budget = self._new_budget()
-        try:
-            return self._write(turns, options, budget)
-        except TemplateLimitError as limit:
-            refuse("messages", f"The model's chat template cannot be applied to these messages: {limit}.")
-        except Exception as refusal:  # noqa: BLE001 - a template can raise anything; none of it is our fault
-            merged = list(_merged(turns))
-            if len(merged) == len(turns):
-                refuse("messages", f"The model's chat template refuses these messages: {refusal}")
-        try:
-            return self._write(merged, options, budget)
-        except TemplateLimitError as limit:
-            refuse("messages", f"The model's chat template cannot be applied to these messages: {limit}.")
-        except Exception as refusal:  # noqa: BLE001 - likewise
-            refuse("messages", f"The model's chat template refuses these messages: {refusal}")
+        merged = list(_merged(turns))
+        for attempt in (turns, merged) if len(merged) < len(turns) else (turns,):
+            try:
+                return self._write(attempt, options, budget)
+            except TemplateLimitError as limit:
+                refuse("messages", f"The model's chat template cannot be applied to these messages: {limit}.")
+            except Exception as error:  # noqa: BLE001 - it can raise anything; none of it is our fault
+                refusal = error
+        raise ApiError(400, f"The model's chat template refuses these messages: {refusal}", param="messages")
 
     def _write(self, turns: Sequence[dict[str, Any]], options: dict[str, Any], budget: RenderBudget) -> str:
         return self._environment.render(self._template, {**options, "messages": turns}, budget)

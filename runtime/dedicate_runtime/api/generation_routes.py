@@ -69,7 +69,11 @@ def build_generation_router(context: ApiContext) -> APIRouter:
         logprobs = None
         if wire.logprobs is not None:
             starts = [len(echo.text) for echo in echoes] if echoes else [0] * len(plans)
-            logprobs = [CompletionLogprobs(served.tokenizer, first_offset=start) for start in starts]
+            shows_specials = not wire.skip_special_tokens
+            logprobs = [
+                CompletionLogprobs(served.tokenizer, first_offset=start, shows_specials=shows_specials)
+                for start in starts
+            ]
         return await _answer(context, request, wire, plans, CompletionFormat(head, len(plans), logprobs, echoes))
 
     router.add_api_route(

@@ -31,11 +31,16 @@ _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _DIGITS = bytes(ord("0") if chr(byte).isascii() and chr(byte).isdigit() else ord(" ") for byte in range(256))
 
 
+class MalformedJsonError(ApiError):
+    """What no JSON parser would read."""
+
+
 def parse_json(body: bytes) -> object:
     """Decodes a text. Up to 2 s of work for the largest body: call it off the event loop unless it is small.
 
     Raises:
-        ApiError: 400, it is no JSON; 400 or 413, it exceeds a limit, which the sentence names.
+        MalformedJsonError: 400, it is no JSON.
+        ApiError: 400 or 413, it is empty, in another encoding, or exceeds a limit, which the sentence names.
     """
     body = body.removeprefix(_BYTE_ORDER_MARK)
     if not body:
@@ -48,7 +53,7 @@ def parse_json(body: bytes) -> object:
     except RecursionError:
         _refuse_depth()
     except (msgspec.MsgspecError, UnicodeDecodeError, ValueError) as error:
-        refuse(None, f"The body is not valid JSON: {error}")
+        raise MalformedJsonError(400, f"The body is not valid JSON: {error}") from None
     if body.count(b"[") + body.count(b"{") > MAX_DEPTH and _is_too_deep(data):
         _refuse_depth()
     return data

@@ -100,12 +100,19 @@ def bearer_key(headers: Iterable[tuple[bytes, bytes]]) -> str:
     values = {value for name, value in headers if name.decode("latin-1").lower() in _HEADERS}
     if not values:
         raise unauthorized("No API key. Send the header 'Authorization: Bearer YOUR_KEY'.")
-    if len(values) > 1:
+    keys = {_key_of(value) for value in values}
+    if len(keys) > 1:
         raise unauthorized("The headers Authorization and Autherization hold different keys.")
-    scheme, _, key = values.pop().decode("utf-8", "replace").strip().partition(" ")
-    if scheme.lower() != "bearer" or not key.strip():
+    key = keys.pop()
+    if key is None:
         raise unauthorized("The API key must come as 'Bearer YOUR_KEY'.")
-    return key.strip()
+    return key
+
+
+def _key_of(value: bytes) -> str | None:
+    """Reads the value of one header; None if it is no bearer key."""
+    scheme, _, key = value.decode("utf-8", "replace").strip().partition(" ")
+    return key.strip() or None if scheme.lower() == "bearer" else None
 
 
 def unauthorized(message: str) -> ApiError:

@@ -418,7 +418,7 @@ class TestPaths:
             (b"/unit/health?%zz=%", 200),
             (b"/unit/health;x", 404),
             (b"/UNIT/health", 404),
-            (b"/unit/health/", 404),
+            (b"/unit/health/", 200),
             (b"/healthz", 404),
             (b"/metrics", 404),
         ],
