@@ -97,8 +97,8 @@ class Bucket:
 
     def give_back(self, amount: int, now: int) -> None:
         """Puts back what was taken and not used; what flowed in meanwhile may have left no room for all of it."""
+        self._level += amount * _MINUTE_NS
         self._refill(now)
-        self._level = min(self._level + amount * _MINUTE_NS, self.per_minute * _MINUTE_NS)
 
     def resize(self, per_minute: int, now: int) -> None:
         """Takes up another rate; the bucket stays as full as it was, in proportion."""
