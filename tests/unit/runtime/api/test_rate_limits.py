@@ -10,6 +10,7 @@ import httpx
 import pytest
 
 from dedicate_runtime.api.limit_answers import format_duration
+from dedicate_runtime.api.limits_file import parse_limits
 
 KEY = "sk-unit-test"
 SECOND = 10**9
@@ -363,6 +364,34 @@ async def test_every_path_frees_its_place_and_gives_back_what_was_not_used(limit
     usage = (await limited.client.get("/unit/v1/usage")).json()
     assert (usage["requests"], usage["running_requests"], usage["total_tokens"]) == (1, 0, num_used)
     assert usage["failed_requests"] == (path not in {be_answered, be_streamed})
+
+
+async def test_a_crowd_never_has_more_places_than_there_are(limited):
+    """Whole answers, streams, faults and clients that leave, all at once, again and again."""
+    submit, most_running = limited.engine.submit, []
+
+    async def count_and_submit(requests):
+        most_running.append(limited.limiter.account_of("alice").num_running)
+        return await submit(requests)
+
+    async def ask(number):
+        wire = Wire(stream=number % 2 == 0, max_tokens=1 + number % 9)
+        if number % 3 == 0:
+            wire.on_send = lambda message: wire.gone.set()
+        if number % 7 == 0:
+            wire.incoming[0]["body"] = b"{"
+        await wire.run(limited.app)
+        return wire.sent[0]["status"]
+
+    limited.engine.submit = count_and_submit
+    limited.limiter.replace(parse_limits(b"default: {concurrentRequests: 3, tokensPerMinute: 100000}"))
+    statuses = [status for _ in range(20) for status in await asyncio.gather(*map(ask, range(20)))]
+    assert {200, 400, 429} <= set(statuses)
+    assert max(most_running) == 3
+    account = limited.limiter.account_of("alice")
+    usage = (await limited.client.get("/unit/v1/usage")).json()
+    assert (account.num_running, usage["running_requests"], usage["requests"]) == (0, 0, len(statuses))
+    assert account.tokens.num_left(limited.limiter.clock()) == 100000 - usage["total_tokens"]
 
 
 @pytest.mark.parametrize("how", ["queue full", "draining", "loading", "too many tokens"])
