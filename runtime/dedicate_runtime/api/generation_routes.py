@@ -13,8 +13,9 @@ from fastapi import APIRouter
 from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response
 
+from dedicate_runtime.api.answers import ChatCompletion, ChatCompletionChunk, TextCompletion, TextCompletionChunk
 from dedicate_runtime.api.context import ApiContext, check_model
-from dedicate_runtime.api.documentation import generation_docs
+from dedicate_runtime.api.documentation import OF_GENERATION, answer_docs, body_docs
 from dedicate_runtime.api.errors import ApiError, failed
 from dedicate_runtime.api.formats import AnswerFormat, AnswerHead, ChatFormat, CompletionFormat
 from dedicate_runtime.api.generation import ChoicePlan, Generation, most_tokens, submit
@@ -30,6 +31,17 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 _CLIENT_GONE = 499
 """What the access log says of a client that did not wait; nobody is there to read the answer."""
+
+_MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
+_TURN = {"role": "user", "content": "What is a token?"}
+_CHAT_EXAMPLES = {
+    "whole": {"model": _MODEL, "messages": [_TURN]},
+    "streamed": {"model": _MODEL, "messages": [_TURN], "stream": True, "stream_options": {"include_usage": True}},
+}
+_COMPLETION_EXAMPLES = {
+    "text": {"model": _MODEL, "prompt": "Once upon a time", "max_tokens": 32, "stop": ["\n"]},
+    "likelihood": {"model": _MODEL, "prompt": [1, 2, 3], "echo": True, "logprobs": 1, "max_tokens": 0},
+}
 
 
 def build_generation_router(context: ApiContext) -> APIRouter:
@@ -76,10 +88,33 @@ def build_generation_router(context: ApiContext) -> APIRouter:
             ]
         return await _answer(context, request, wire, plans, CompletionFormat(head, len(plans), logprobs, echoes))
 
+    needs_key = context.keys is not None
     router.add_api_route(
-        "/v1/chat/completions", create_chat_completion, methods=["POST"], **generation_docs(ChatCompletionRequest)
+        "/v1/chat/completions",
+        create_chat_completion,
+        methods=["POST"],
+        **body_docs(ChatCompletionRequest, _CHAT_EXAMPLES),
+        **answer_docs(
+            ChatCompletion,
+            *OF_GENERATION,
+            summary="Answer a conversation",
+            needs_key=needs_key,
+            chunk=ChatCompletionChunk,
+        ),
     )
-    router.add_api_route("/v1/completions", create_completion, methods=["POST"], **generation_docs(CompletionRequest))
+    router.add_api_route(
+        "/v1/completions",
+        create_completion,
+        methods=["POST"],
+        **body_docs(CompletionRequest, _COMPLETION_EXAMPLES),
+        **answer_docs(
+            TextCompletion,
+            *OF_GENERATION,
+            summary="Continue a raw text",
+            needs_key=needs_key,
+            chunk=TextCompletionChunk,
+        ),
+    )
     return router
 
 

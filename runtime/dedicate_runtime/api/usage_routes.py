@@ -8,6 +8,7 @@ from fastapi import APIRouter
 from pydantic import BaseModel, Field
 from starlette.requests import Request
 
+from dedicate_runtime.api.documentation import answer_docs
 from dedicate_runtime.api.middleware import record_of
 
 if TYPE_CHECKING:
@@ -51,7 +52,12 @@ def build_usage_router(context: ApiContext) -> APIRouter:
     """Builds the route by which clients learn what they have used."""
     router = APIRouter(tags=["usage"])
 
-    @router.get("/v1/usage", summary="Tell what this key has used, and its limits")
+    @router.get(
+        "/v1/usage",
+        **answer_docs(
+            UsageReport, summary="Tell what this key has used, and its limits", needs_key=context.keys is not None
+        ),
+    )
     async def show_usage(request: Request) -> UsageReport:
         client = record_of(request).key_id
         totals = context.usage.of(client)
