@@ -177,13 +177,13 @@ def _connection_limits() -> tuple[ConnectionLimits, ConnectionLimits]:
     """Lets this process open as many files as it may, and gives what that leaves for clients and for probes."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     public, probing = ConnectionLimits(), ConnectionLimits(max_connections=_PROBE_CONNECTIONS)
-    needed = public.max_connections + public.max_surplus + probing.max_connections + probing.max_surplus + _OTHER_FILES
+    needed = public.num_files + probing.num_files + _OTHER_FILES
     allowed = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
     if soft != resource.RLIM_INFINITY and soft < allowed:
         resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
     if allowed < needed:
         _log.warning("few open files are allowed: fewer connections are taken", extra={"limit": allowed})
-        public = replace(public, max_connections=max(1, public.max_connections - (needed - allowed)))
+        public = public.within(allowed - probing.num_files - _OTHER_FILES)
     return public, probing
 
 

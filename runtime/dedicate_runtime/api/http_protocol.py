@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
@@ -54,6 +54,15 @@ class ConnectionLimits:
     def max_surplus(self) -> int:
         """Connections over the limit that are told so; any more are closed without a word."""
         return self.max_connections // 8 + 1
+
+    @property
+    def num_files(self) -> int:
+        """Files that are open when there are as many connections as can be."""
+        return self.max_connections + self.max_surplus
+
+    def within(self, num_files: int) -> ConnectionLimits:
+        """Gives the same limits for no more than so many open files, and one connection at least."""
+        return replace(self, max_connections=max(1, min(self.max_connections, num_files * 8 // 9 - 1)))
 
 
 class BoundedHttpProtocol(HttpToolsProtocol):

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import resource
+import socket
 from dataclasses import dataclass, field
 
 import pytest
@@ -12,6 +14,7 @@ import uvicorn
 from uvicorn.server import ServerState
 
 from dedicate_runtime.api.http_protocol import ConnectionLimits, bounded_protocol
+from dedicate_runtime.serving import _connection_limits, _serve
 
 DEADLINE_S = 20
 KEYS = {"message", "type", "param", "code"}
@@ -459,3 +462,34 @@ class TestPaths:
         await client.send(b"OPTIONS * HTTP/1.1\r\n\r\n")
         status, _, body = await client.answer()
         assert (status, set(json.loads(body)["error"])) == (404, KEYS)
+
+
+class TestServing:
+    """The servers that the runtime starts are made of this protocol."""
+
+    @pytest.mark.parametrize("which", ["public", "probing"])
+    async def test_both_ports_refuse_in_the_envelope(self, api, which):
+        limits = dict(zip(("public", "probing"), _connection_limits(), strict=True))
+        listener = socket.create_server(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
+        async with asyncio.timeout(DEADLINE_S), _serve(api.app, listener, limits[which], api.metrics):
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            client = Client(reader, writer)
+            await client.send(b"nonsense\r\n\r\n")
+            await client.refusal(400)
+            writer.close()
+        refused = api.metrics.registry.get_sample_value("dedicate_refused_connections_total", {"reason": "malformed"})
+        assert refused == 1
+
+    def test_connections_fit_the_open_files(self, monkeypatch):
+        """Of few, some stay for what is no connection; of many, no more than needed are asked for."""
+        asked = []
+        monkeypatch.setattr(resource, "setrlimit", lambda _kind, limits: asked.append(limits))
+        for soft, hard in ((256, 1024), (1024, 2**20), (256, resource.RLIM_INFINITY)):
+            monkeypatch.setattr(resource, "getrlimit", lambda _kind, limits=(soft, hard): limits)
+            public, probing = _connection_limits()
+            (allowed, kept), *_ = asked[-1:]
+            assert kept == hard
+            assert public.num_files + probing.num_files < allowed
+            assert public.max_connections > 300
+        assert public.max_connections == ConnectionLimits().max_connections
