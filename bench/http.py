@@ -233,25 +233,61 @@ class Scenarios:
 
 
 async def _measure_window(api: Api, crowd: Crowd, seconds: float) -> dict[str, Any]:
-    counts = crowd.counts
-    cpu_s, client_cpu_s, began = measure_cpu_s(api.pid), time.process_time(), time.monotonic()
-    before = (counts.num_tokens, counts.num_events, counts.num_bytes, counts.num_closed)
-    await asyncio.sleep(seconds)
-    wall_s = time.monotonic() - began
-    cpu_s, client_cpu_s = measure_cpu_s(api.pid) - cpu_s, time.process_time() - client_cpu_s
-    after = (counts.num_tokens, counts.num_events, counts.num_bytes, counts.num_closed)
-    tokens, events, num_bytes, closed = (late - early for early, late in zip(before, after, strict=True))
-    if closed:
-        raise SystemExit(f"{closed} streams ended while they were measured")
+    """What comes, and what it costs, second by second: a neighbour on the core only ever makes it dearer."""
+    seen = [_Moment.of(api, crowd)]
+    for _ in range(round(seconds)):
+        await asyncio.sleep(1)
+        seen.append(_Moment.of(api, crowd))
+    first, last = seen[0], seen[-1]
+    if last.num_closed > first.num_closed:
+        raise SystemExit(f"{last.num_closed - first.num_closed} streams ended while they were measured")
+    wall_s = last.at - first.at
+    tokens, events = last.num_tokens - first.num_tokens, last.num_events - first.num_events
+    cheapest = min(itertools.pairwise(seen), key=lambda pair: pair[1].cpu_s_per_event_since(pair[0]))
     return {
         "tokens_per_s": round(tokens / wall_s),
         "events_per_s": round(events / wall_s),
-        "mib_per_s": round(num_bytes / wall_s / _MIB, 2),
-        "cpu_share": round(cpu_s / wall_s, 3),
-        "cpu_us_per_token": round(1e6 * cpu_s / tokens, 2),
-        "cpu_us_per_event": round(1e6 * cpu_s / events, 2),
-        "client_cpu_share": round(client_cpu_s / wall_s, 3),
+        "mib_per_s": round((last.num_bytes - first.num_bytes) / wall_s / _MIB, 2),
+        "cpu_share": round((last.cpu_s - first.cpu_s) / wall_s, 3),
+        "cpu_us_per_token": round(1e6 * (last.cpu_s - first.cpu_s) / tokens, 2),
+        "cheapest_second": {
+            "tokens_per_event": round(cheapest[1].tokens_per_event_since(cheapest[0]), 2),
+            "cpu_us_per_event": round(1e6 * cheapest[1].cpu_s_per_event_since(cheapest[0]), 2),
+        },
+        "client_cpu_share": round((last.client_cpu_s - first.client_cpu_s) / wall_s, 3),
     }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Moment:
+    """How far everything had come at one time."""
+
+    at: float
+    cpu_s: float
+    client_cpu_s: float
+    num_tokens: int
+    num_events: int
+    num_bytes: int
+    num_closed: int
+
+    @classmethod
+    def of(cls, api: Api, crowd: Crowd) -> _Moment:
+        counts = crowd.counts
+        return cls(
+            at=time.monotonic(),
+            cpu_s=measure_cpu_s(api.pid),
+            client_cpu_s=time.process_time(),
+            num_tokens=counts.num_tokens,
+            num_events=counts.num_events,
+            num_bytes=counts.num_bytes,
+            num_closed=counts.num_closed,
+        )
+
+    def cpu_s_per_event_since(self, earlier: _Moment) -> float:
+        return (self.cpu_s - earlier.cpu_s) / max(1, self.num_events - earlier.num_events)
+
+    def tokens_per_event_since(self, earlier: _Moment) -> float:
+        return (self.num_tokens - earlier.num_tokens) / max(1, self.num_events - earlier.num_events)
 
 
 def _summarise_recorded(crowd: Crowd, report: Mapping[str, Any]) -> dict[str, Any]:

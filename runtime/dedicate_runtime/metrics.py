@@ -6,11 +6,14 @@ it has one for the same thing, so that dashboards carry over with another prefix
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Sequence
+from itertools import accumulate
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
+from prometheus_client.utils import floatToGoString
 
 from dedicate_runtime.core.request import EngineStats, ModelInfo
 from dedicate_runtime.engine.interface import EngineLoss, StepKind
@@ -53,11 +56,12 @@ class Metrics:
         self._first_tokens = self._histogram(
             "time_to_first_token_seconds", "Time from a request's first byte to its first token", _LATENCY_BUCKETS
         )
-        self._inter_token = self._histogram(
-            "inter_token_latency_seconds",
+        self._inter_token = _QuickHistogram(
+            f"{_PREFIX}_inter_token_latency_seconds",
             "Time between tokens of one choice, averaged over those that came together",
             _TOKEN_BUCKETS,
         )
+        self.registry.register(self._inter_token)
         self._prompt_lengths = self._histogram(
             "request_prompt_tokens", "Prompt tokens of a request that generated tokens", _LENGTH_BUCKETS
         )
@@ -151,6 +155,32 @@ class Metrics:
     def watch_engine(self, read_stats: Callable[[], EngineStats | None]) -> None:
         """Exposes the engine's own numbers, as `read_stats` gives them at each scrape; None exposes none."""
         self.registry.register(_EngineCollector(read_stats))
+
+
+class _QuickHistogram(Collector):
+    """A histogram for what is observed with every token: a quarter of what the library's costs, which locks and searches.
+
+    Belongs to the event loop, scrapes included.
+    """
+
+    def __init__(self, name: str, help_: str, buckets: Sequence[float]) -> None:
+        self._name = name
+        self._help = help_
+        self._bounds = buckets
+        self._counts = [0] * (len(buckets) + 1)
+        self._sum = 0.0
+
+    def observe(self, value: float) -> None:
+        self._counts[bisect_left(self._bounds, value)] += 1
+        self._sum += value
+
+    def collect(self) -> Iterable[Metric]:
+        names = [*map(floatToGoString, self._bounds), "+Inf"]
+        buckets = list(zip(names, map(float, accumulate(self._counts)), strict=True))
+        yield HistogramMetricFamily(self._name, self._help, buckets=buckets, sum_value=self._sum)
+
+    def describe(self) -> Iterable[Metric]:
+        return (HistogramMetricFamily(self._name, self._help),)
 
 
 class _EngineCollector(Collector):

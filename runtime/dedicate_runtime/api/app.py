@@ -18,6 +18,7 @@ from dedicate_runtime.api.errors import ApiError
 from dedicate_runtime.api.generation_routes import build_generation_router
 from dedicate_runtime.api.middleware import RequestMiddleware, error_response
 from dedicate_runtime.api.model_routes import build_model_router, build_open_router
+from dedicate_runtime.api.sse import StreamWatch
 
 if TYPE_CHECKING:
     from dedicate_runtime.api.keys import KeyRing
@@ -38,6 +39,7 @@ def create_app(
         readiness=readiness,
         keys=keys,
         metrics=metrics,
+        streams=StreamWatch(),
         text_pool=ThreadPoolExecutor(_NUM_TEXT_THREADS, thread_name_prefix="text"),
     )
     prefix = f"/{dedicate}"

@@ -17,6 +17,7 @@ from dedicate_runtime.api.middleware import record_of
 if TYPE_CHECKING:
     from dedicate_runtime.api.readiness import Readiness
     from dedicate_runtime.api.served_model import ServedModel
+    from dedicate_runtime.api.sse import StreamWatch
     from dedicate_runtime.engine.interface import Engine
     from dedicate_runtime.metrics import Metrics
 
@@ -32,6 +33,7 @@ class ApiContext:
     readiness: Readiness
     keys: KeyRing | None
     metrics: Metrics
+    streams: StreamWatch
     text_pool: ThreadPoolExecutor
 
     async def authenticate(self, request: Request) -> None:

@@ -109,7 +109,7 @@ async def _answer(
     )
     if wire.stream:
         frames = _stream(generation, answer_format, record)
-        return EventStream(frames, partial(_close, generation, record))
+        return EventStream(frames, partial(_close, generation, record), watch=context.streams)
     try:
         return await _collect(generation, answer_format, record, request)
     finally:
