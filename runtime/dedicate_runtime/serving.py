@@ -9,6 +9,8 @@ import asyncio
 import contextlib
 import gc
 import logging
+import socket
+import sys
 import time
 from collections.abc import AsyncGenerator, Coroutine, Generator, Sequence
 from dataclasses import dataclass, replace
@@ -22,14 +24,13 @@ from dedicate_runtime.api.keys import KeyRing
 from dedicate_runtime.api.management import create_management_app
 from dedicate_runtime.api.readiness import Readiness
 from dedicate_runtime.api.served_model import load_served_model
+from dedicate_runtime.api.sse import STALLED_READER_S, DirectSend
 from dedicate_runtime.engine.interface import EngineState
 from dedicate_runtime.errors import ExitCode, StartError
 from dedicate_runtime.metrics import Metrics
 from dedicate_runtime.settings import AuthMode, Settings
 
 if TYPE_CHECKING:
-    import socket
-
     from starlette.types import ASGIApp
 
     from dedicate_runtime.api.served_model import ServedModel
@@ -70,9 +71,10 @@ async def serve_engine(
     metrics.watch_engine(lambda: _stats(engine))
     engine.tell(metrics)
     readiness = Readiness(engine, stall_s=settings.stall_seconds)
+    _bound_unread(listeners.public)
     app = create_app(engine, readiness=readiness, keys=keys, metrics=metrics, dedicate=settings.dedicate)
     management = create_management_app(readiness, metrics.registry)
-    async with _serve(management, listeners.management) as probes, _serve(app, listeners.public) as api:
+    async with _serve(management, listeners.management) as probes, _serve(DirectSend(app), listeners.public) as api:
         ports = {"port": _port(listeners.public), "management_port": _port(listeners.management)}
         _log.info("listening", extra=ports)
         await _until(stopping, _live(engine, settings, readiness, metrics, started_at), servers=(probes, api))
@@ -181,6 +183,16 @@ async def _serve(app: ASGIApp, listener: socket.socket) -> AsyncGenerator[asynci
         await asyncio.wait([serving])
         if (error := serving.exception()) is not None:
             _log.error("a server failed", exc_info=error)
+
+
+def _bound_unread(listener: socket.socket) -> None:
+    """Has the kernel drop connections of `listener` whose peer takes nothing for so long, and their buffers with them.
+
+    A server can only close them, which waits for what is unsent. Source: tcp(7), which leaves out that accepted sockets
+    inherit the option and that a window of zero counts, too.
+    """
+    if sys.platform == "linux":
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(1000 * STALLED_READER_S))
 
 
 def _port(listener: socket.socket) -> int:

@@ -15,13 +15,14 @@ import msgspec
 from starlette.responses import Response
 
 if TYPE_CHECKING:
-    from starlette.types import Receive, Scope, Send
+    from starlette.types import ASGIApp, Receive, Scope, Send
 
 DONE = b"data: [DONE]\n\n"
 KEEP_ALIVE = b": keep-alive\n\n"
 KEEP_ALIVE_S = 15.0
 STALLED_READER_S = 300.0
 """Arbitrary: a client that takes nothing for so long is gone, whatever its socket says."""
+_DIRECT_SEND = "dedicate.direct_send"
 _LOOKS = 5
 """Times that a stream is looked at within `KEEP_ALIVE_S`; arbitrary. More looks would send fewer comments too early."""
 
@@ -51,7 +52,8 @@ class StreamWatch:
         self._streams: set[EventStream] = set()
         self._timer: asyncio.TimerHandle | None = None
 
-    def __len__(self) -> int:
+    @property
+    def num_streams(self) -> int:
         return len(self._streams)
 
     def add(self, stream: EventStream) -> None:
@@ -83,6 +85,21 @@ class StreamWatch:
             self._set_timer()
 
 
+class DirectSend:
+    """Goes outermost around the application, and offers its streams the server's own `send`.
+
+    Between the two stand half a dozen layers, each of which has to see how an answer begins and hands on all the rest: an
+    eighth of what a token costs.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        scope[_DIRECT_SEND] = send
+        await self._app(scope, receive, send)
+
+
 class EventStream(Response):
     """Sends frames as they come, until they end or the client goes; then calls `close`, on every path."""
 
@@ -103,11 +120,12 @@ class EventStream(Response):
         self._commenting: asyncio.Future[None] | None = None
         self.sent_at = self._clock()
         """When bytes were last taken from us."""
-        self.is_sending = False
+        self.is_sending = True
+        """Nothing may come in between; until the status line is out, too."""
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002 - ASGI's signature
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self._send = send
-        self._writing = asyncio.ensure_future(self._write())
+        self._writing = asyncio.ensure_future(self._write(scope.get(_DIRECT_SEND, send)))
         leaving = asyncio.ensure_future(wait_for_disconnect(receive))
         self._watch.add(self)
         try:
@@ -120,8 +138,9 @@ class EventStream(Response):
         if not self._writing.cancelled():
             self._writing.result()
 
-    async def _write(self) -> None:
+    async def _write(self, direct_send: Send) -> None:
         await self._pass({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+        self._send = direct_send
         async for frame in self._frames:
             await self._pass({"type": "http.response.body", "body": frame, "more_body": True})
         await self._pass({"type": "http.response.body", "body": b"", "more_body": False})
