@@ -71,7 +71,7 @@ async def serve_engine(
     metrics.watch_engine(lambda: _stats(engine))
     engine.tell(metrics)
     readiness = Readiness(engine, stall_s=settings.stall_seconds)
-    _bound_unread(listeners.public)
+    bound_unread(listeners.public, STALLED_READER_S)
     app = create_app(engine, readiness=readiness, keys=keys, metrics=metrics, dedicate=settings.dedicate)
     management = create_management_app(readiness, metrics.registry)
     async with _serve(management, listeners.management) as probes, _serve(DirectSend(app), listeners.public) as api:
@@ -185,14 +185,14 @@ async def _serve(app: ASGIApp, listener: socket.socket) -> AsyncGenerator[asynci
             _log.error("a server failed", exc_info=error)
 
 
-def _bound_unread(listener: socket.socket) -> None:
+def bound_unread(listener: socket.socket, seconds: float) -> None:
     """Has the kernel drop connections of `listener` whose peer takes nothing for so long, and their buffers with them.
 
     A server can only close them, which waits for what is unsent. Source: tcp(7), which leaves out that accepted sockets
     inherit the option and that a window of zero counts, too.
     """
     if sys.platform == "linux":
-        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(1000 * STALLED_READER_S))
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(1000 * seconds))
 
 
 def _port(listener: socket.socket) -> int:
