@@ -83,12 +83,11 @@ class Metrics:
         self._decode_times = self._histogram(
             "request_decode_time_seconds", "Time from a sequence's first token to its end", _LATENCY_BUCKETS
         )
-        self._steps = self._histogram(
+        steps = self._histogram(
             "step_seconds", "Duration of a step, by whether it computed prompts", _TOKEN_BUCKETS, ["kind"]
         )
+        self._steps = {kind: steps.labels(kind.value) for kind in StepKind}
         self._restarts = self._counter("engine_restarts", "Engine processes that were lost, by how", ["cause"])
-        for kind in StepKind:
-            self._steps.labels(kind.value)
         for cause in EngineLoss:
             self._restarts.labels(cause.value)
 
@@ -138,7 +137,7 @@ class Metrics:
         self._loading.set(load_s)
 
     def observe_step(self, kind: StepKind, seconds: float) -> None:
-        self._steps.labels(kind.value).observe(seconds)
+        self._steps[kind].observe(seconds)
 
     def observe_queue_time(self, seconds: float) -> None:
         self._queue_times.observe(seconds)

@@ -32,26 +32,23 @@ class Turnstile:
 
     def pass_through(self, waiter: asyncio.Future[None]) -> None:
         """Ends the wait for `waiter`, now or in its turn."""
-        if self._num_free == self._lot:
-            self._loop.call_soon(self._open)
         if self._num_free:
             self._let_go(waiter)
         else:
             self._queue.append(waiter)
 
-    def _open(self) -> None:
-        """Begins a new lot; called once an iteration of the loop while anybody comes."""
-        self._num_free = self._lot
-        if self._queue:
-            # Behind those who go on now: they write, the loop looks at its sockets, then comes the next lot.
-            self._loop.call_soon(self._open)
-            for _ in range(min(self._lot, len(self._queue))):
-                self._let_go(self._queue.popleft())
-
     def _let_go(self, waiter: asyncio.Future[None]) -> None:
-        self._num_free -= 1
         if not waiter.done():
             waiter.set_result(None)
+        self._num_free -= 1
+        if not self._num_free:
+            # Behind those who go on now: they write, the loop looks at its sockets, then comes the next lot.
+            self._loop.call_soon(self._open)
+
+    def _open(self) -> None:
+        self._num_free = self._lot
+        for _ in range(min(self._lot, len(self._queue))):
+            self._let_go(self._queue.popleft())
 
 
 class _Merged:
