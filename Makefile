@@ -17,7 +17,7 @@ export UV_CACHE_DIR := $(CACHE)/uv/cache
 export GOMP_SPINCOUNT ?= 10000
 
 .PHONY: help demo down clean serve test test-unit test-contract test-runtime test-cluster test-e2e test-gpu \
-        lint format extras images bench bench-scenarios bench-steps bench-quality soak tools venv lock lock-peers
+        lint format extras images bench bench-scenarios bench-steps bench-quality bench-http soak tools venv lock lock-peers
 
 help: ## List the targets
 	@sed -nE -e 's/^##@ (.*)/\n\1/p' -e 's/^([a-z0-9-]+):.*## (.*)/  \1\t\2/p' Makefile | expand -t 18
@@ -85,6 +85,9 @@ bench-scenarios: venv ## Long prompts, shared prefixes, the price of sampling an
 
 bench-steps: venv ## Where the time of a step goes
 	@$(RUN) -m bench.step
+
+bench-http: venv ## What a token costs the API process: rate, lag, memory, first byte of an error at 1,000 streams
+	@$(RUN) -m bench.http
 
 bench-quality: venv ## Perplexity of int8 against float32
 	@$(RUN) -m bench.quality

@@ -7,13 +7,13 @@ run, so that nothing measured is lost.
 from __future__ import annotations
 
 import argparse
-import asyncio
 import datetime as dt
 import sys
 import tempfile
 from pathlib import Path
 
 import httpx
+import uvloop
 from tokenizers import Tokenizer
 
 from bench.load import Load, LoadError, build_prompts, run_load
@@ -72,7 +72,7 @@ class Comparison:
 
     def _run(self, load: Load, running: Running, *, name: str = "", round_index: int = 0) -> Run:
         prompts = list(build_prompts(load.seed, load.num_requests, self._counter.count))
-        samples, wall_s = asyncio.run(run_load(running.target, load, prompts, self._tokenizer))
+        samples, wall_s = uvloop.run(run_load(running.target, load, prompts, self._tokenizer))
         return summarise(
             samples,
             wall_s=wall_s,

@@ -1,6 +1,6 @@
 """The runtime's API process as it is, before an engine that is `bench.stand_in`.
 
-`python -m bench.api_process STEPS_PER_S REPORT CORE OTHER_CORE OPTIONS...`: what follows the cores are the runtime's own options.
+`python -m bench.api_process STEPS_PER_S REPORT CORE OTHER_CORE OPTIONS...`: what follows are the runtime's own options.
 It differs from `python -m dedicate_runtime` in what is started behind the socket, and on which core each runs.
 """
 

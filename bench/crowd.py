@@ -1,7 +1,7 @@
 """Many streams from one process, as cheaply as Python can: bytes, words and events are counted, nothing is parsed.
 
-A few streams are recorded, to be taken apart afterwards. Times are those of `time.monotonic`, which is one clock for all
-processes of a machine.
+A few streams are recorded, to be taken apart afterwards. Times are those of `time.monotonic`, which is one clock for
+all processes of a machine.
 """
 
 from __future__ import annotations
@@ -110,7 +110,7 @@ class Crowd:
             TimeoutError: not all have.
         """
         async with asyncio.timeout(timeout_s):
-            while any(stream.first_event_at is None for stream in self.streams):
+            while any(stream.first_event_at is None for stream in self.streams):  # noqa: ASYNC110 - it must cost nothing
                 await asyncio.sleep(0.01)
 
     def close(self) -> None:

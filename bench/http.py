@@ -18,6 +18,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -82,9 +83,7 @@ class Api:
         if process.returncode:
             raise SystemExit("the error probe failed")
         times: dict[str, dict[str, list[float]]] = json.loads(output)
-        return {
-            kind: {name: _quantiles(values) for name, values in by_name.items()} for kind, by_name in times.items()
-        }
+        return {kind: {name: _quantiles(values) for name, values in by_name.items()} for kind, by_name in times.items()}
 
 
 @contextlib.contextmanager
@@ -139,7 +138,9 @@ class Scenarios:
         self._seconds = seconds
         self._cores = cores
 
-    def _started(self, *, steps_per_s: float, num_sequences: int | None = None) -> contextlib.AbstractContextManager[Api]:
+    def _started(
+        self, *, steps_per_s: float, num_sequences: int | None = None
+    ) -> contextlib.AbstractContextManager[Api]:
         return started_api(
             self._model,
             num_sequences=num_sequences or self._num_streams,
@@ -344,13 +345,11 @@ def main() -> int:
     if len(cores) < 2:
         raise SystemExit("two cores are needed: one for the API process, one for everything around it")
     os.sched_setaffinity(0, {cores[1]})
-    scenarios = Scenarios(
-        ensure_model(), num_streams=arguments.streams, seconds=arguments.seconds, cores=cores[:2]
-    )
+    scenarios = Scenarios(ensure_model(), num_streams=arguments.streams, seconds=arguments.seconds, cores=cores[:2])
     measures: dict[str, Callable[[], Any]] = {
         "errors, idle": scenarios.errors_idle,
         "held": scenarios.held,
-        **{f"flow, {rate:g} steps/s": (lambda rate=rate: scenarios.flow(rate)) for rate in arguments.rates},
+        **{f"flow, {rate:g} steps/s": partial(scenarios.flow, rate) for rate in arguments.rates},
         "hang-up": lambda: scenarios.hang_up(arguments.rates[0]),
     }
     results = {}

@@ -20,6 +20,7 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+import uvloop
 from tokenizers import Tokenizer
 
 from bench.load import SAMPLING, Load, LoadError, Sample, build_body, build_prompts, percentile, read_sample, run_load
@@ -195,9 +196,9 @@ def main() -> int:
 
 def _measure(scenarios: Scenarios, wanted: Sequence[str]) -> dict[str, object]:
     measures: dict[str, Callable[[], object]] = {
-        "sampling": lambda: asyncio.run(scenarios.sampling()),
-        "prefix": lambda: asyncio.run(scenarios.shared_prefix()),
-        "long": lambda: asyncio.run(scenarios.long_prompt()),
+        "sampling": lambda: uvloop.run(scenarios.sampling()),
+        "prefix": lambda: uvloop.run(scenarios.shared_prefix()),
+        "long": lambda: uvloop.run(scenarios.long_prompt()),
     }
     results: dict[str, object] = {}
     for name, measure in measures.items():

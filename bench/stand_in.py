@@ -1,9 +1,9 @@
 """An engine without a model, for `bench.http`: it speaks our wire protocol and gives each sequence a token a step.
 
-`python -m bench.stand_in FD STEPS_PER_S MODEL REPORT`. Each step's frame goes out at its time, as a GPU engine's would; like the
-engine it waits in `send` when the API process does not keep up, so the rate that is reached tells. A sequence with the
-seed `HELD_SEED` never gets a token: it is what a prompt in a long queue is. When the API process ends, what happened
-is written to REPORT.
+`python -m bench.stand_in FD STEPS_PER_S MODEL REPORT`. Each step's frame goes out at its time, as a GPU engine's would;
+like the engine it waits in `send` when the API process does not keep up, so the rate that is reached tells. A sequence
+with the seed `HELD_SEED` never gets a token: it is what a prompt in a long queue is. When the API process ends, what
+happened is written to REPORT.
 """
 
 from __future__ import annotations

@@ -157,7 +157,7 @@ class Metrics:
 
 
 class _QuickHistogram(Collector):
-    """A histogram for what is observed with every token: a quarter of what the library's costs, which locks and searches.
+    """A histogram for what is observed with every token, at a fraction of the price of the library's, which locks.
 
     Belongs to the event loop, scrapes included.
     """

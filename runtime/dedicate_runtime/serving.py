@@ -42,8 +42,8 @@ _CLOSE_CONNECTIONS_S = 8
 """After the drain nothing runs, so connections have only their last bytes to send. Of the 15 s that the pod is given
 beyond the drain, the engine's end may take the rest."""
 _GC_THRESHOLD = 50_000
-"""Objects made over objects freed before the collector looks at the young ones. With Python's 700 it looked several times in
-each step's frame, and now and then at all objects of all streams: a third of the process's time at 1,000 streams."""
+"""Objects made over objects freed before the collector looks at the young ones. With the usual 700 it looked several
+times in each step's frame, and now and then at all objects of all streams: a quarter of the time at 1,000."""
 _KEEP_ALIVE_S = 75
 """Longer than the 60 s for which proxies reuse an idle connection, so that they never pick one that is being closed."""
 

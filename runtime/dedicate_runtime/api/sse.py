@@ -88,8 +88,8 @@ class StreamWatch:
 class DirectSend:
     """Goes outermost around the application, and offers its streams the server's own `send`.
 
-    Between the two stand half a dozen layers, each of which has to see how an answer begins and hands on all the rest: an
-    eighth of what a token costs.
+    Between the two stand half a dozen layers, each of which has to see how an answer begins and hands on all the rest:
+    an eighth of what a token costs.
     """
 
     def __init__(self, app: ASGIApp) -> None:

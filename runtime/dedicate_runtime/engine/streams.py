@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from dedicate_runtime.core.request import FinishReason, RequestId, TokenLogprobs
 
 _STREAMS_AT_ONCE = 32
-"""Arbitrary: writing so many tokens takes half a millisecond, and what the loop does between two lots a tenth of that."""
+"""Arbitrary: writing so many tokens takes under a millisecond, and a look at the sockets a tenth of that."""
 
 
 class Turnstile:
@@ -84,8 +84,8 @@ class _Merged:
 class GroupStream:
     """Implements `interface.OutputStream` for requests that were submitted together. One task iterates.
 
-    What nobody has fetched yet is merged into one output a sequence: under load several tokens become one chunk, and what a
-    slow reader leaves lying is bounded by the sequences' `max_tokens`.
+    What nobody has fetched yet is merged into one output a sequence: under load several tokens become one chunk, and
+    what a slow reader leaves lying is bounded by the sequences' `max_tokens`.
     """
 
     __slots__ = ("_abort", "_pending", "_turnstile", "_unfinished", "_waiter")

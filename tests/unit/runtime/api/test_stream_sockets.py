@@ -1,4 +1,4 @@
-"""Streams through the server that we ship, over real sockets: what a client sees of one that waits, and what one that reads nothing costs."""
+"""Streams through uvicorn over real sockets: what a client sees while it waits, what one that reads nothing costs."""
 
 from __future__ import annotations
 
@@ -32,9 +32,8 @@ async def serving(app, *, stalled_s=None):
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
         if stalled_s is not None:
             bound_unread(listener, stalled_s)
-        server = QuietServer(
-            uvicorn.Config(app, http="httptools", ws="none", lifespan="off", log_config=None, timeout_graceful_shutdown=1)
-        )
+        config = uvicorn.Config(app, http="httptools", ws="none", lifespan="off", log_config=None)
+        server = QuietServer(config)
         task = asyncio.create_task(server.serve([listener]))
         yield server, listener.getsockname()
         server.should_exit = True
@@ -66,8 +65,10 @@ async def read_until(client, part):
 
 def post(body):
     content = json.dumps(body).encode()
-    head = f"POST /unit/v1/completions HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer sk-unit-test\r\nContent-Length: {len(content)}\r\n\r\n"
-    return head.encode() + content
+    return (
+        b"POST /unit/v1/completions HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer sk-unit-test\r\n"
+        b"Content-Length: %d\r\n\r\n%s" % (len(content), content)
+    )
 
 
 async def test_status_line_comes_while_the_prompt_is_still_computed(api):

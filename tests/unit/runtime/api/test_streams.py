@@ -135,7 +135,7 @@ async def test_unexpected_fault_in_a_stream_is_an_error_event_then_done(api, mon
 @pytest.mark.parametrize("chat", [True, False])
 @pytest.mark.parametrize("group", [3, 100])
 async def test_tokens_of_several_steps_in_one_chunk_are_the_same_answer(api, chat, group):
-    """Under load tokens come together: text, log-probabilities, usage and finish reasons are what they are one by one."""
+    """Under load tokens come together: text, log-probabilities, usage and finish reasons are those of one by one."""
     call = api.chat if chat else api.complete
     options = {"logprobs": True, "top_logprobs": 2} if chat else {"logprobs": 2}
 
