@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +14,7 @@ from dedicate_runtime.api.context import ApiContext, check_model
 from dedicate_runtime.api.documentation import body_docs
 from dedicate_runtime.api.errors import refuse
 from dedicate_runtime.api.model_tokenizer import SPECIAL_TOKEN_NAMES
+from dedicate_runtime.api.paths import add_readable
 from dedicate_runtime.api.planning import render_conversation
 from dedicate_runtime.api.schemas import DetokenizeRequest, TokenizeRequest, parse_body
 
@@ -61,9 +61,9 @@ def build_model_router(context: ApiContext) -> APIRouter:
         text = await context.in_pool(served.tokenizer.decode, wire.tokens, skip_special_tokens=wire.skip_special_tokens)
         return JSONResponse({"prompt": text})
 
-    _add_readable(router, "/v1/models", list_models, summary="List the model and its aliases")
-    _add_readable(router, "/v1/models/{model_id:path}", retrieve_model, summary="Describe the model")
-    _add_readable(router, "/tokenizer_info", tokenizer_info, summary="Describe the tokenizer")
+    add_readable(router, "/v1/models", list_models, summary="List the model and its aliases")
+    add_readable(router, "/v1/models/{model_id:path}", retrieve_model, summary="Describe the model")
+    add_readable(router, "/tokenizer_info", tokenizer_info, summary="Describe the tokenizer")
     for path, endpoint, wire in (
         ("/tokenize", tokenize, TokenizeRequest),
         ("/detokenize", detokenize, DetokenizeRequest),
@@ -85,15 +85,9 @@ def build_open_router(context: ApiContext) -> APIRouter:
     async def show_version() -> dict[str, str]:
         return {"version": version("dedicate")}
 
-    _add_readable(router, "/health", health, summary="Tell whether completions are answered")
-    _add_readable(router, "/version", show_version, summary="Tell the version of this software")
+    add_readable(router, "/health", health, summary="Tell whether completions are answered")
+    add_readable(router, "/version", show_version, summary="Tell the version of this software")
     return router
-
-
-def _add_readable(router: APIRouter, path: str, endpoint: Callable[..., Any], *, summary: str) -> None:
-    """Adds a route that answers GET, and HEAD as uptime checks send it; the server leaves out the body."""
-    router.add_api_route(path, endpoint, methods=["GET"], summary=summary)
-    router.add_api_route(path, endpoint, methods=["HEAD"], include_in_schema=False)
 
 
 def _card(served: ServedModel, name: str) -> dict[str, Any]:
