@@ -49,6 +49,11 @@ def test_stop(seen):
     assert seen["stop"] == seen["invoked"].split("Tokyo")[0]
 
 
+def test_extra_body_is_sent(seen):
+    """What goes on past the end that the model would have made."""
+    assert len(seen["extra"]) > len(seen["invoked"])
+
+
 def test_list_prompts_keep_their_order(seen, runtime):
     """45 prompts go in three requests; choice j*n + i is choice i of prompt j. Greedy, so both choices are the same."""
     assert len(seen["generated"]) == len(PROMPTS)

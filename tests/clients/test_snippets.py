@@ -54,6 +54,10 @@ def test_python(name, run, python_clients, words_in_order):
     words_in_order(run(python, SNIPPETS / name), ANSWERS[name])
 
 
+def test_python_with_an_older_openai(run, python_clients, words_in_order):
+    words_in_order(run(python_clients, SNIPPETS / "openai_chat.py"), ANSWERS["openai_chat.py"])
+
+
 @snippets(".mjs")
 def test_node(name, run, node_programs, words_in_order):
     words_in_order(run(NODE_CLIENTS.node, node_programs / name), ANSWERS[name])

@@ -40,6 +40,10 @@ def test_abort_ends_a_stream(seen):
     assert seen["lastPart"] == "abort"
 
 
+def test_provider_options_are_sent(seen):
+    assert seen["ignoreEos"] is True
+
+
 def test_errors_tell_status_and_sentence(seen):
     assert seen["model"][:2] == [True, 404]
     assert "other" in seen["model"][2]

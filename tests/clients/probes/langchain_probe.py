@@ -47,6 +47,9 @@ seen["n"] = [
 ]
 logprobs = ChatOpenAI(model=MODEL, max_tokens=4, logprobs=True, top_logprobs=2).invoke(QUESTION)
 seen["logprobs"] = logprobs.response_metadata["logprobs"]["content"]
+seen["extra"] = (
+    ChatOpenAI(model=MODEL, max_tokens=32, extra_body={"end_id": 1, "min_tokens": 16}).invoke(QUESTION).content
+)
 seen["stop"] = chat.invoke(QUESTION, stop=["Tokyo"]).content
 
 # Over twice what LangChain sends in one request; two choices for each prompt.

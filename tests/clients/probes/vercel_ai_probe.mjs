@@ -53,6 +53,8 @@ for await (const part of long.fullStream) {
   seen.lastPart = part.type;
 }
 
+seen.ignoreEos = sent.at(-1)[1].ignore_eos;
+
 for (const [name, change] of Object.entries({ model: { model: dedicate("other") }, range: { temperature: 3 } })) {
   try {
     await generateText({ model: chat, prompt, maxRetries: 0, ...change });
