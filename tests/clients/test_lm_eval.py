@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 
 import pytest
 
@@ -30,13 +29,12 @@ def build_pairs():
 
 NUM_GROWING = 16
 PAIRS = build_pairs()
+SAMPLES = {"pairs": PAIRS, "text": TEXT.split("\n\n")[1]}
 
 
 @pytest.fixture(scope="module")
-def seen(probe, lm_eval, model_folder, tmp_path_factory):
-    samples = tmp_path_factory.mktemp("lm-eval") / "samples.json"
-    samples.write_text(json.dumps({"pairs": PAIRS, "text": TEXT.split("\n\n")[1]}))
-    return probe("lm_eval_probe.py", model_folder, samples, python=lm_eval)
+def seen(lm_eval_probe):
+    return lm_eval_probe()
 
 
 def test_there_are_enough_samples(seen):
@@ -68,7 +66,7 @@ def test_each_token_of_a_growing_continuation_is_equal(seen, way):
 
 def test_rolling_loglikelihood_is_equal(seen):
     (ours,), (reference,) = seen["token_ids_rolling"], seen["hf_rolling"]
-    num_words = len(TEXT.split("\n\n")[1].split())
+    num_words = len(SAMPLES["text"].split())
     assert abs(ours - reference) <= TOLERANCE * num_words  # a word is at least a token
 
 
