@@ -86,6 +86,14 @@ class Runtime:
                     records.append(record)
         return records
 
+    def wait_logged(self, message, **fields):
+        """Give the first log record with this message and these fields; it is written a moment after the fact."""
+
+        def find():
+            return next((record for record in self.logged(message) if fields.items() <= record.items()), None)
+
+        return self.wait_until(find, deadline_s=10, what=f"{message!r} with {fields} in the log")
+
     def wait_until(self, condition, *, deadline_s, what):
         """Look again and again until `condition` holds; a runtime that has ended fails at once."""
         deadline = time.monotonic() + deadline_s
@@ -159,6 +167,6 @@ def start_runtime(tmp_path_factory):
 def runtime(start_runtime, model_folder, ran_against):
     """The runtime that tests share; they leave it as they found it."""
     live = start_runtime(model_folder).wait_ready()
-    record = live.logged("ready")[0]
+    record = live.wait_logged("ready")
     ran_against("runtime", f"{MODEL_ID} in {record['dtype']} on {record['device']}, loaded in {record['load_s']} s")
     return live

@@ -16,21 +16,40 @@ from starlette.responses import Response
 from dedicate_runtime.api.context import ApiContext
 from dedicate_runtime.api.errors import ApiError
 from dedicate_runtime.api.generation_routes import build_generation_router
-from dedicate_runtime.api.middleware import RequestMiddleware, error_response
+from dedicate_runtime.api.middleware import RequestMiddleware, error_response, record_of
 from dedicate_runtime.api.model_routes import build_model_router, build_open_router
 
 if TYPE_CHECKING:
+    from fastapi.telemetry import TelemetryConfig
+
     from dedicate_runtime.api.keys import KeyRing
     from dedicate_runtime.api.readiness import Readiness
+    from dedicate_runtime.api.tracing import Tracer
     from dedicate_runtime.engine.interface import Engine
     from dedicate_runtime.metrics import Metrics
 
 _NUM_TEXT_THREADS = 4
 """Arbitrary: tokenising releases the interpreter's lock, and a few long prompts at once must not wait in line."""
 
+_NO_TELEMETRY: TelemetryConfig = {
+    "tracing": False,
+    "metrics": False,
+    "logs": False,
+    "operation_spans": False,
+    "auto_configure": False,
+}
+"""FastAPI's own would export queries and the texts of exceptions; ours is `api.tracing`."""
+
 
 def create_app(
-    engine: Engine, *, readiness: Readiness, keys: KeyRing | None, metrics: Metrics, dedicate: str
+    engine: Engine,
+    *,
+    readiness: Readiness,
+    keys: KeyRing | None,
+    metrics: Metrics,
+    dedicate: str,
+    tracer: Tracer | None = None,
+    logs_prompts: bool = False,
 ) -> FastAPI:
     """Builds the API over an engine; it answers 503 until `readiness` knows the model."""
     context = ApiContext(
@@ -39,6 +58,7 @@ def create_app(
         keys=keys,
         metrics=metrics,
         text_pool=ThreadPoolExecutor(_NUM_TEXT_THREADS, thread_name_prefix="text"),
+        logs_prompts=logs_prompts,
     )
     prefix = f"/{dedicate}"
     app = FastAPI(
@@ -48,6 +68,7 @@ def create_app(
         redoc_url=None,
         openapi_url=f"{prefix}/openapi.json",
         redirect_slashes=False,
+        telemetry=_NO_TELEMETRY,
     )
     guarded = [Depends(context.authenticate)]
     app.include_router(build_generation_router(context), prefix=prefix, dependencies=guarded)
@@ -56,13 +77,14 @@ def create_app(
     app.add_exception_handler(ApiError, _answer_api_error)
     app.add_exception_handler(HTTPException, _answer_http_error)
     app.add_exception_handler(RequestValidationError, _answer_validation_error)
-    app.add_middleware(RequestMiddleware, metrics=metrics, prefix=prefix)
+    app.add_middleware(RequestMiddleware, metrics=metrics, prefix=prefix, tracer=tracer)
     return app
 
 
-async def _answer_api_error(_: Request, error: Exception) -> Response:
+async def _answer_api_error(request: Request, error: Exception) -> Response:
     if not isinstance(error, ApiError):
         raise error
+    record_of(request).note_error(error)
     return error_response(error)
 
 
@@ -72,9 +94,9 @@ async def _answer_http_error(request: Request, error: Exception) -> Response:
         raise error
     phrase = HTTPStatus(error.status_code).phrase
     message = f"{phrase}: {request.method} {request.url.path}"
-    return error_response(ApiError(error.status_code, message, headers=dict(error.headers or {})))
+    return await _answer_api_error(request, ApiError(error.status_code, message, headers=dict(error.headers or {})))
 
 
-async def _answer_validation_error(_: Request, error: Exception) -> Response:
+async def _answer_validation_error(request: Request, error: Exception) -> Response:
     """Answers for the parameters that FastAPI itself reads, those of the path."""
-    return error_response(ApiError(400, str(error)))
+    return await _answer_api_error(request, ApiError(400, str(error)))

@@ -33,6 +33,7 @@ class ApiContext:
     keys: KeyRing | None
     metrics: Metrics
     text_pool: ThreadPoolExecutor
+    logs_prompts: bool = False
 
     async def authenticate(self, request: Request) -> None:
         """Notes whose request this is.

@@ -18,7 +18,7 @@ from dedicate_runtime.api.keys import KeyRing
 from dedicate_runtime.api.readiness import Readiness
 from dedicate_runtime.api.served_model import load_served_model
 from dedicate_runtime.core.request import EngineStats, FinishReason, ModelInfo, SequenceOutput, TokenLogprobs
-from dedicate_runtime.engine.interface import EngineState
+from dedicate_runtime.engine.interface import EngineState, SequenceTimes
 from dedicate_runtime.errors import EngineUnavailableError, QueueFullError
 from dedicate_runtime.metrics import Metrics
 from dedicate_runtime.settings import parse_settings
@@ -67,6 +67,8 @@ class Script:
     fail_after: int | None = None
     hang_after: int | None = None
     queue_full: bool = False
+    times: tuple = ()
+    """Of its sequences, once they have ended."""
 
 
 class FakeStream:
@@ -76,6 +78,7 @@ class FakeStream:
         self._engine = engine
         self._requests = requests
         self.is_closed = False
+        self.times = [*engine.script.times]
 
     async def __aiter__(self):
         pending = {request.request_id: self._engine.outputs_for(request) for request in self._requests}
@@ -209,6 +212,14 @@ def model_folder(tmp_path):
 
 
 @pytest.fixture
+def make_times():
+    """Give the times of one sequence."""
+    return lambda *times: SequenceTimes(
+        **dict(zip(("submitted_at", "started_at", "first_token_at", "ended_at"), times, strict=True))
+    )
+
+
+@pytest.fixture
 def keys_dir(tmp_path):
     folder = tmp_path / "keys"
     folder.mkdir()
@@ -246,7 +257,7 @@ class Api:
 def make_api(model_folder, keys_dir):
     """Build an application; options are those of the command line."""
 
-    def build(*options, folder=model_folder, serving=True, context=CONTEXT):
+    def build(*options, folder=model_folder, serving=True, context=CONTEXT, tracer=None):
         settings = parse_settings(
             [
                 *("--model", str(folder), "--served-model-name", "unit/test", "--served-model-name", "alias"),
@@ -271,7 +282,15 @@ def make_api(model_folder, keys_dir):
             readiness.start_serving(load_served_model(info, settings))
         metrics = Metrics(CollectorRegistry())
         keys = KeyRing(keys_dir) if settings.auth.value == "api-key" else None
-        app = create_app(engine, readiness=readiness, keys=keys, metrics=metrics, dedicate="unit")
+        app = create_app(
+            engine,
+            readiness=readiness,
+            keys=keys,
+            metrics=metrics,
+            dedicate="unit",
+            tracer=tracer,
+            logs_prompts=settings.log_prompts,
+        )
         client = httpx.AsyncClient(
             transport=httpx.ASGITransport(app),
             base_url="http://unit.test",
