@@ -170,9 +170,9 @@ def test_paths_outside_the_prefix_are_404(runtime):
 
 def test_log_holds_no_key_and_no_text(runtime):
     body = {"model": runtime.model, "prompt": "a very private prompt", "max_tokens": 2}
-    headers = runtime.headers | {"x-request-id": "private-1"}
+    headers = runtime.headers | {"x-request-id": "unseen-1"}
     assert runtime.post("/v1/completions", body, headers=headers).status_code == 200
-    runtime.wait_logged("request", request_id="private-1", key_id="tester")
+    runtime.wait_logged("request", request_id="unseen-1", key_id="tester")
     text = runtime.log.read_text()
     assert runtime.key not in text
     assert "private" not in text
