@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 
-_ENDPOINTS = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
+ENDPOINT_VARIABLES = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
+"""Where an OTLP collector may be named; the first wins."""
 _TRACEPARENT = re.compile(rb"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}(-.*)?")
 """Source: https://www.w3.org/TR/trace-context/#traceparent-header; later versions may add to the end."""
 
@@ -21,7 +22,7 @@ def wants_traces(environment: Mapping[str, str]) -> bool:
 
     if value("OTEL_SDK_DISABLED") == "true" or value("OTEL_TRACES_EXPORTER") == "none":
         return False
-    return any(value(name) for name in _ENDPOINTS)
+    return any(value(name) for name in ENDPOINT_VARIABLES)
 
 
 def incoming_trace_id(headers: Iterable[tuple[bytes, bytes]]) -> str | None:

@@ -23,6 +23,7 @@ from opentelemetry.sdk.resources import OTELResourceDetector, Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
 
+from dedicate_runtime.api.trace_context import ENDPOINT_VARIABLES
 from dedicate_runtime.api.tracing import Tracer
 from dedicate_runtime.errors import ExitCode, StartError
 
@@ -38,7 +39,6 @@ _FLUSH_S = 2.0
 """For the last spans, at the end. Arbitrary: a collector that is there takes milliseconds."""
 _PROTOCOL = "http/protobuf"
 _PROTOCOL_VARIABLES = ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL")
-_ENDPOINT_VARIABLES = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
 
 
 class TraceExport:
@@ -141,22 +141,37 @@ def start_trace_export(settings: Settings, environment: Mapping[str, str]) -> Tr
     Raises:
         StartError: a variable has a value that cannot be used.
     """
-    protocol = next((environment[name] for name in _PROTOCOL_VARIABLES if environment.get(name)), _PROTOCOL)
-    if protocol.strip().lower() != _PROTOCOL:
-        sentence = f"OTEL_EXPORTER_OTLP_PROTOCOL must be {_PROTOCOL}, not {protocol!r}."
-        raise StartError(ExitCode.INVALID_ARGUMENTS, sentence)
     # It would write headers that it cannot read to the log, and with them their secrets.
     logging.getLogger("opentelemetry.util.re").setLevel(logging.CRITICAL)
     try:
+        collector = _check_collector(environment)
         export = TraceExport(_describe_service(settings))
     except (ValueError, RuntimeError, ImportError, OSError) as error:
-        sentence = f"Traces cannot be set up by the OTEL_ variables: {error}."
-        raise StartError(ExitCode.INVALID_ARGUMENTS, sentence) from error
+        raise _refusal(f"Traces cannot be set up by the OTEL_ variables: {error}.") from error
     # From here on it would only repeat, for each export or request, what is counted and told once.
     logging.getLogger("opentelemetry").setLevel(logging.CRITICAL)
-    endpoint = urlsplit(next(environment[name] for name in _ENDPOINT_VARIABLES if environment.get(name)))
-    _log.info("traces are exported", extra={"collector": endpoint.hostname, "port": endpoint.port})
+    _log.info("traces are exported", extra={"collector": collector})
     return export
+
+
+def _check_collector(environment: Mapping[str, str]) -> str:
+    """Checks what the SDK would find out at the first export; gives the collector's host, which holds no secret.
+
+    Raises:
+        StartError: the endpoint is no URL, or the protocol is another.
+    """
+    protocol = next((environment[name] for name in _PROTOCOL_VARIABLES if environment.get(name)), _PROTOCOL)
+    if protocol.strip().lower() != _PROTOCOL:
+        raise _refusal(f"OTEL_EXPORTER_OTLP_PROTOCOL must be {_PROTOCOL}, not {protocol!r}.")
+    name = next(name for name in ENDPOINT_VARIABLES if environment.get(name))
+    endpoint = urlsplit(environment[name])
+    if endpoint.scheme not in {"http", "https"} or not endpoint.hostname:
+        raise _refusal(f"{name} must be a URL that begins with http:// or https://.")
+    return endpoint.hostname
+
+
+def _refusal(sentence: str) -> StartError:
+    return StartError(ExitCode.INVALID_ARGUMENTS, sentence)
 
 
 def _describe_service(settings: Settings) -> Resource:

@@ -42,17 +42,15 @@ def environment(monkeypatch):
     for name in list(os.environ):
         if name.startswith("OTEL_"):
             monkeypatch.delenv(name)
-    loggers = ("opentelemetry", "opentelemetry.util.re")
-    levels = [logging.getLogger(name).level for name in loggers]
+    for name in ("opentelemetry", "opentelemetry.util.re"):
+        logging.getLogger(name).setLevel(logging.NOTSET)
 
     def set_(**variables):
         for name, value in variables.items():
             monkeypatch.setenv(name, value)
         return os.environ
 
-    yield set_
-    for name, level in zip(loggers, levels, strict=True):
-        logging.getLogger(name).setLevel(level)
+    return set_
 
 
 @pytest.mark.parametrize(
@@ -164,6 +162,7 @@ async def test_collector_that_is_not_there_costs_spans_and_nothing_else(make_api
             listener.close()
         variables = environment(
             OTEL_EXPORTER_OTLP_ENDPOINT=f"http://user:{SECRET}@127.0.0.1:{port}",
+            OTEL_EXPORTER_OTLP_TIMEOUT="0.2",
             OTEL_BSP_SCHEDULE_DELAY="1",
             OTEL_BSP_MAX_QUEUE_SIZE="16",
             OTEL_BSP_MAX_EXPORT_BATCH_SIZE="4",
@@ -187,10 +186,13 @@ async def test_collector_that_is_not_there_costs_spans_and_nothing_else(make_api
         ({"OTEL_EXPORTER_OTLP_PROTOCOL": "grpc"}, "http/protobuf, not 'grpc'"),
         ({"OTEL_EXPORTER_OTLP_TRACES_PROTOCOL": "http/json"}, "http/protobuf, not 'http/json'"),
         ({"OTEL_BSP_MAX_QUEUE_SIZE": "1"}, "max_export_batch_size"),
+        ({"OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": "collector:4318"}, "TRACES_ENDPOINT must be a URL"),
+        ({"OTEL_EXPORTER_OTLP_ENDPOINT": "//collector"}, "OTLP_ENDPOINT must be a URL"),
+        ({"OTEL_EXPORTER_OTLP_ENDPOINT": "http://[::1"}, "Invalid IPv6 URL"),
     ],
 )
 def test_value_that_cannot_be_used_ends_the_start(settings, environment, variables, sentence):
-    variables = environment(OTEL_EXPORTER_OTLP_ENDPOINT="http://127.0.0.1:9", **variables)
+    variables = environment(**({ENDPOINT: "http://127.0.0.1:9"} | variables))
     with pytest.raises(StartError, match=sentence) as caught:
         start_trace_export(settings, variables)
     assert caught.value.exit_code is ExitCode.INVALID_ARGUMENTS
