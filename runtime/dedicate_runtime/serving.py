@@ -19,10 +19,14 @@ from prometheus_client import CollectorRegistry
 
 from dedicate_runtime.api.app import create_app
 from dedicate_runtime.api.keys import KeyRing
+from dedicate_runtime.api.limits import Limiter, LimitPolicy
+from dedicate_runtime.api.limits_file import LimitsError, LimitsFile
 from dedicate_runtime.api.management import create_management_app
+from dedicate_runtime.api.mounted_files import MountedFiles
 from dedicate_runtime.api.readiness import Readiness
 from dedicate_runtime.api.served_model import load_served_model
 from dedicate_runtime.api.trace_context import wants_traces
+from dedicate_runtime.api.usage import UsageBook
 from dedicate_runtime.engine.interface import EngineState
 from dedicate_runtime.errors import ExitCode, StartError
 from dedicate_runtime.metrics import Metrics
@@ -72,11 +76,15 @@ async def serve_engine(
     keys = None
     if settings.auth is AuthMode.API_KEY and settings.api_keys_dir is not None:
         keys = KeyRing(settings.api_keys_dir)
+    limits_file = LimitsFile(settings.limits_file) if settings.limits_file is not None else None
+    limiter = Limiter(_read_limits(limits_file)) if limits_file is not None else None
+    usage = UsageBook(since=int(time.time()))
     metrics = Metrics(CollectorRegistry())
     metrics.watch_engine(lambda: _stats(engine))
     metrics.watch_log(lambda: log.num_dropped)
     engine.tell(metrics)
     readiness = Readiness(engine, stall_s=settings.stall_seconds)
+    files = MountedFiles(keys=keys, limits_file=limits_file, limiter=limiter, usage=usage, metrics=metrics)
     management = create_management_app(readiness, metrics.registry)
     if settings.log_prompts:
         _log.warning("prompts and answers are written to the log", extra={"option": "--log-prompts"})
@@ -85,11 +93,14 @@ async def serve_engine(
             engine,
             readiness=readiness,
             keys=keys,
+            limiter=limiter,
+            usage=usage,
             metrics=metrics,
             dedicate=settings.dedicate,
             tracer=await stack.enter_async_context(_tracing(settings, metrics)),
             logs_prompts=settings.log_prompts,
         )
+        await stack.enter_async_context(_in_background(files.watch()))
         probes = await stack.enter_async_context(_serve(management, listeners.management))
         api = await stack.enter_async_context(_serve(app, listeners.public))
         ports = {"port": _port(listeners.public), "management_port": _port(listeners.management)}
@@ -101,6 +112,18 @@ async def serve_engine(
         _log.info("draining", extra={"drain_seconds": settings.drain_seconds})
         await engine.drain(settings.drain_seconds)
         _log.info("drained")
+
+
+def _read_limits(file: LimitsFile) -> LimitPolicy:
+    """Reads the limits for the first time.
+
+    Raises:
+        StartError: they cannot be used; the sentence names the field.
+    """
+    try:
+        return file.read_if_changed() or LimitPolicy()
+    except LimitsError as error:
+        raise StartError(ExitCode.INVALID_ARGUMENTS, str(error)) from error
 
 
 async def _live(
@@ -183,6 +206,17 @@ class _Server(uvicorn.Server):
     @contextlib.contextmanager
     def capture_signals(self) -> Generator[None, None, None]:
         yield
+
+
+@contextlib.asynccontextmanager
+async def _in_background(work: Coroutine[None, None, NoReturn]) -> AsyncGenerator[None, None]:
+    """Runs endless work for as long as the block runs."""
+    task = asyncio.ensure_future(work)
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
 
 
 @contextlib.asynccontextmanager

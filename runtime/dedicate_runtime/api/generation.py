@@ -175,6 +175,12 @@ class Generation:
         return failed(output.error or "The request was aborted.")
 
 
+def most_tokens(plans: Sequence[ChoicePlan]) -> int:
+    """Gives the most tokens that the usage of a request may come to: each prompt once, and all that may be new."""
+    prompts = {plan.prompt_index: len(plan.request.prompt_token_ids) for plan in plans}
+    return sum(prompts.values()) + sum(plan.request.sampling.max_tokens for plan in plans if not plan.discards_tokens)
+
+
 async def submit(engine: Engine, requests: Sequence[Request]) -> OutputStream:
     """Admits the sequences of one request.
 

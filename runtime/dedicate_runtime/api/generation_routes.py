@@ -19,7 +19,7 @@ from dedicate_runtime.api.context import ApiContext, check_model
 from dedicate_runtime.api.documentation import generation_docs
 from dedicate_runtime.api.errors import ApiError, failed
 from dedicate_runtime.api.formats import AnswerFormat, AnswerHead, ChatFormat, CompletionFormat
-from dedicate_runtime.api.generation import ChoicePlan, Generation, submit
+from dedicate_runtime.api.generation import ChoicePlan, Generation, most_tokens, submit
 from dedicate_runtime.api.generation_record import GenerationRecord, build_phases
 from dedicate_runtime.api.logprobs import ChatLogprobs, CompletionLogprobs
 from dedicate_runtime.api.middleware import RequestRecord, record_of
@@ -124,8 +124,10 @@ async def _answer(
     answer_format: AnswerFormat,
 ) -> Response:
     """Submits the sequences and answers with what they bring."""
-    stream = await submit(context.engine, [plan.request for plan in plans])
     record = record_of(request)
+    if record.admission is not None:
+        record.admission.reserve_tokens(most_tokens(plans))
+    stream = await submit(context.engine, [plan.request for plan in plans])
     generation = Generation(
         plans=plans,
         stream=stream,
@@ -135,6 +137,7 @@ async def _answer(
         texts={} if context.logs_prompts else None,
     )
     if wire.stream:
+        record.is_streamed = True
         context.metrics.observe_stream_start()
         frames = _stream(generation, answer_format, record)
         return EventStream(frames, partial(_close, generation, record))
@@ -161,6 +164,7 @@ async def _stream(
         _log.exception("A stream met a fault of ours", extra=record.log_fields)
         last = _error_event(failed("The server met an unexpected fault."), record)
     record.is_cut_short = False
+    _note_cost(generation, record)
     yield last + DONE
 
 
@@ -192,11 +196,11 @@ async def _collect(
 
 
 async def _close(generation: Generation, record: RequestRecord) -> None:
-    """Frees what the engine holds and notes what the request cost."""
+    """Frees what the engine holds and notes what the request cost and how it went."""
     await generation.aclose()
-    record.num_prompt_tokens = generation.usage.num_prompt_tokens
-    record.num_completion_tokens = generation.usage.num_completion_tokens
-    record.time_to_first_token_s = generation.time_to_first_token_s
+    _note_cost(generation, record)
+    if record.is_streamed:
+        generation.metrics.observe_stream_end()
     told = record.generation
     if told is None:
         return
@@ -205,5 +209,9 @@ async def _close(generation: Generation, record: RequestRecord) -> None:
     told.phases = build_phases(generation.stream.times)
     if generation.texts is not None:
         told.completion = loggable(["".join(generation.texts.get(index, ())) for index in range(told.num_choices)])
-    if told.is_stream:
-        generation.metrics.observe_stream_end()
+
+
+def _note_cost(generation: Generation, record: RequestRecord) -> None:
+    record.num_prompt_tokens = generation.usage.num_prompt_tokens
+    record.num_completion_tokens = generation.usage.num_completion_tokens
+    record.time_to_first_token_s = generation.time_to_first_token_s
