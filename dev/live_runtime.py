@@ -97,6 +97,16 @@ class Runtime:
                     records.append(record)
         return records
 
+    def wait_logged(self, message: str, **fields: object) -> dict[str, Any]:
+        """Give the first log record with this message and these fields; it is written a moment after the fact."""
+
+        def find() -> dict[str, Any] | None:
+            return next((record for record in self.logged(message) if fields.items() <= record.items()), None)
+
+        found = self.wait_until(find, deadline_s=10, what=f"{message!r} with {fields} in the log")
+        assert found is not None
+        return found
+
     def wait_until(self, condition: Callable[[], T], *, deadline_s: float, what: str) -> T:
         """Look again and again until `condition` holds; a runtime that has ended fails at once."""
         deadline = time.monotonic() + deadline_s
@@ -178,6 +188,6 @@ def start_runtime(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StartRun
 def runtime(start_runtime: StartRuntime, model_folder: Path, ran_against: Callable[[str, str], None]) -> Runtime:
     """The runtime that tests share; they leave it as they found it."""
     live = start_runtime(model_folder).wait_ready()
-    record = live.logged("ready")[0]
+    record = live.wait_logged("ready")
     ran_against("runtime", f"{MODEL_ID} in {record['dtype']} on {record['device']}, loaded in {record['load_s']} s")
     return live

@@ -15,7 +15,7 @@ import uvloop
 
 from dedicate_runtime.engine.supervisor import start_supervised_engine
 from dedicate_runtime.errors import ExitCode, StartError
-from dedicate_runtime.logs import configure_logging
+from dedicate_runtime.logs import BackgroundHandler, configure_logging
 from dedicate_runtime.settings import Settings, failure_file_of, parse_settings
 
 if TYPE_CHECKING:
@@ -30,16 +30,16 @@ def main() -> int:
     arguments = sys.argv[1:]
     try:
         settings = parse_settings(arguments, os.environ)
-        configure_logging(settings.log_level.value)
+        log = configure_logging(settings.log_level.value)
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(_run(settings))
+            runner.run(_run(settings, log))
     except StartError as error:
         _tell_failure(error, failure_file_of(arguments, os.environ))
         return int(error.exit_code)
     return 0
 
 
-async def _run(settings: Settings) -> None:
+async def _run(settings: Settings, log: BackgroundHandler) -> None:
     started_at = time.monotonic()
     stopping = _watch_signals()
     with (
@@ -52,7 +52,7 @@ async def _run(settings: Settings) -> None:
             from dedicate_runtime.serving import Listeners, serve_engine  # noqa: PLC0415
 
             listeners = Listeners(public=public, management=management)
-            await serve_engine(engine, settings, listeners, stopping=stopping, started_at=started_at)
+            await serve_engine(engine, settings, listeners, log=log, stopping=stopping, started_at=started_at)
         finally:
             await engine.aclose()
 
@@ -94,7 +94,9 @@ def _listen(host: str, port: int, option: str) -> socket.socket:
 
 
 def _tell_failure(error: StartError, failure_file: Path | None) -> None:
-    """Writes the one sentence where people and the operator look for it."""
+    """Writes the one sentence where people and the operator look for it, after the log."""
+    for handler in logging.getLogger().handlers:
+        handler.flush()
     sys.stderr.write(f"{error.sentence}\n")
     if failure_file is None:
         return

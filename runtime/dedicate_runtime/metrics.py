@@ -6,7 +6,7 @@ it has one for the same thing, so that dashboards carry over with another prefix
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -40,6 +40,12 @@ class Metrics:
             "requests", "Requests answered, by route, status and client", ["route", "status", "key_id"]
         )
         self._in_progress = self._gauge("requests_in_progress", "Requests being answered")
+        self._errors = self._counter("request_errors", "Requests refused or failed, streams too, by code", ["code"])
+        self._disconnects = self._counter("client_disconnects", "Requests whose client left before their answer's end")
+        self._finishes = self._counter(
+            "request_success", "Choices that came to their end, by why they ended", ["finished_reason"]
+        )
+        self._streams = self._gauge("streams_open", "Event streams being sent")
         self._durations = self._histogram(
             "request_duration_seconds",
             "Time from a request's first byte to its answer's last, by route",
@@ -132,6 +138,24 @@ class Metrics:
             self._prompt_lengths.observe(num_prompt_tokens)
             self._generation_lengths.observe(num_completion_tokens)
 
+    def observe_error(self, code: str) -> None:
+        """Counts an error that a client was told; `code` is one of docs/api.md, or the type of one without."""
+        self._errors.labels(code).inc()
+
+    def observe_client_left(self) -> None:
+        self._disconnects.inc()
+
+    def observe_finishes(self, reasons: Iterable[str | None]) -> None:
+        for reason in reasons:
+            if reason is not None:
+                self._finishes.labels(reason).inc()
+
+    def observe_stream_start(self) -> None:
+        self._streams.inc()
+
+    def observe_stream_end(self) -> None:
+        self._streams.dec()
+
     def observe_limited(self, key_id: str, limit: str) -> None:
         self._limited.labels(key_id, limit).inc()
 
@@ -176,6 +200,33 @@ class Metrics:
     def watch_engine(self, read_stats: Callable[[], EngineStats | None]) -> None:
         """Exposes the engine's own numbers, as `read_stats` gives them at each scrape; None exposes none."""
         self.registry.register(_EngineCollector(read_stats))
+
+    def watch_log(self, count_dropped: Callable[[], int]) -> None:
+        """Exposes how many log records were lost, as `count_dropped` gives it at each scrape."""
+        help_ = "Log records that were not written, because nobody read those before them"
+        self.registry.register(_CounterCollector({"log_records_dropped": (help_, count_dropped)}))
+
+    def watch_traces(self, count_ended: Callable[[], int], count_exported: Callable[[], int]) -> None:
+        """Exposes how many sampled spans have ended and how many a collector took, as given at each scrape."""
+        counters = {
+            "trace_spans": ("Sampled spans that have ended", count_ended),
+            "trace_spans_exported": ("Spans that the collector took", count_exported),
+        }
+        self.registry.register(_CounterCollector(counters))
+
+
+class _CounterCollector(Collector):
+    """Counters that are kept elsewhere."""
+
+    def __init__(self, counters: Mapping[str, tuple[str, Callable[[], int]]]) -> None:
+        self._counters = counters
+
+    def collect(self) -> Iterable[Metric]:
+        for name, (help_, count) in self._counters.items():
+            yield CounterMetricFamily(f"{_PREFIX}_{name}", help_, value=count())
+
+    def describe(self) -> Iterable[Metric]:
+        return ()
 
 
 class _EngineCollector(Collector):

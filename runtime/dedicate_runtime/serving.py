@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import time
 from collections.abc import AsyncGenerator, Coroutine, Generator, Sequence
 from dataclasses import dataclass, replace
@@ -24,6 +25,7 @@ from dedicate_runtime.api.management import create_management_app
 from dedicate_runtime.api.mounted_files import MountedFiles
 from dedicate_runtime.api.readiness import Readiness
 from dedicate_runtime.api.served_model import load_served_model
+from dedicate_runtime.api.trace_context import wants_traces
 from dedicate_runtime.api.usage import UsageBook
 from dedicate_runtime.engine.interface import EngineState
 from dedicate_runtime.errors import ExitCode, StartError
@@ -36,13 +38,15 @@ if TYPE_CHECKING:
     from starlette.types import ASGIApp
 
     from dedicate_runtime.api.served_model import ServedModel
+    from dedicate_runtime.api.tracing import Tracer
     from dedicate_runtime.core.request import EngineStats
     from dedicate_runtime.engine.supervisor import EngineSupervisor
+    from dedicate_runtime.logs import BackgroundHandler
 
 _log = logging.getLogger(__name__)
-_CLOSE_CONNECTIONS_S = 8
+_CLOSE_CONNECTIONS_S = 6
 """After the drain nothing runs, so connections have only their last bytes to send. Of the 15 s that the pod is given
-beyond the drain, the engine's end may take the rest."""
+beyond the drain, the last traces and logs and the engine's end may take the rest."""
 _KEEP_ALIVE_S = 75
 """Longer than the 60 s for which proxies reuse an idle connection, so that they never pick one that is being closed."""
 
@@ -56,7 +60,13 @@ class Listeners:
 
 
 async def serve_engine(
-    engine: EngineSupervisor, settings: Settings, listeners: Listeners, *, stopping: asyncio.Event, started_at: float
+    engine: EngineSupervisor,
+    settings: Settings,
+    listeners: Listeners,
+    *,
+    log: BackgroundHandler,
+    stopping: asyncio.Event,
+    started_at: float,
 ) -> None:
     """Serves until `stopping` is set and everything is drained.
 
@@ -71,24 +81,28 @@ async def serve_engine(
     usage = UsageBook(since=int(time.time()))
     metrics = Metrics(CollectorRegistry())
     metrics.watch_engine(lambda: _stats(engine))
+    metrics.watch_log(lambda: log.num_dropped)
     engine.tell(metrics)
     readiness = Readiness(engine, stall_s=settings.stall_seconds)
-    app = create_app(
-        engine,
-        readiness=readiness,
-        keys=keys,
-        limiter=limiter,
-        usage=usage,
-        metrics=metrics,
-        dedicate=settings.dedicate,
-    )
     files = MountedFiles(keys=keys, limits_file=limits_file, limiter=limiter, usage=usage, metrics=metrics)
     management = create_management_app(readiness, metrics.registry)
-    async with (
-        _in_background(files.watch()),
-        _serve(management, listeners.management) as probes,
-        _serve(app, listeners.public) as api,
-    ):
+    if settings.log_prompts:
+        _log.warning("prompts and answers are written to the log", extra={"option": "--log-prompts"})
+    async with contextlib.AsyncExitStack() as stack:
+        app = create_app(
+            engine,
+            readiness=readiness,
+            keys=keys,
+            limiter=limiter,
+            usage=usage,
+            metrics=metrics,
+            dedicate=settings.dedicate,
+            tracer=await stack.enter_async_context(_tracing(settings, metrics)),
+            logs_prompts=settings.log_prompts,
+        )
+        await stack.enter_async_context(_in_background(files.watch()))
+        probes = await stack.enter_async_context(_serve(management, listeners.management))
+        api = await stack.enter_async_context(_serve(app, listeners.public))
         ports = {"port": _port(listeners.public), "management_port": _port(listeners.management)}
         _log.info("listening", extra=ports)
         await _until(stopping, _live(engine, settings, readiness, metrics, started_at), servers=(probes, api))
@@ -163,6 +177,27 @@ async def _until(
         for task in (living, asked):
             task.cancel()
         await asyncio.gather(living, asked, return_exceptions=True)
+
+
+@contextlib.asynccontextmanager
+async def _tracing(settings: Settings, metrics: Metrics) -> AsyncGenerator[Tracer | None, None]:
+    """Gives who traces requests, if the environment names a collector, and has the last spans sent at the end.
+
+    Raises:
+        StartError: the environment has a value for OpenTelemetry that cannot be used.
+    """
+    if not wants_traces(os.environ):
+        yield None
+        return
+    # Imported only here: it takes memory and a quarter of a second, and most run without.
+    from dedicate_runtime.api.trace_export import start_trace_export  # noqa: PLC0415
+
+    export = start_trace_export(settings, os.environ)
+    metrics.watch_traces(lambda: export.num_ended, lambda: export.num_exported)
+    try:
+        yield export.tracer
+    finally:
+        await export.aclose()
 
 
 class _Server(uvicorn.Server):

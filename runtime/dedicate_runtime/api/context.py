@@ -42,6 +42,7 @@ class ApiContext:
     usage: UsageBook
     metrics: Metrics
     text_pool: ThreadPoolExecutor
+    logs_prompts: bool = False
 
     async def authenticate(self, request: Request) -> None:
         """Notes whose request this is.

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
     from dedicate_runtime.core.request import FinishReason, RequestId, TokenLogprobs
+    from dedicate_runtime.engine.interface import SequenceTimes
 
 
 class _Pending:
@@ -50,6 +51,7 @@ class GroupStream:
     """
 
     def __init__(self, request_ids: Sequence[RequestId], *, abort: Callable[[Iterable[RequestId]], None]) -> None:
+        self.times: list[SequenceTimes] = []
         self._unfinished = set(request_ids)
         self._abort = abort
         # In the order in which the engine first spoke of each since its last output was fetched.
@@ -64,6 +66,10 @@ class GroupStream:
             self._unfinished.discard(output.request_id)
         self._pending.setdefault(output.request_id, _Pending()).add(output)
         self._has_changed.set()
+
+    def note_end(self, times: SequenceTimes) -> None:
+        """Takes the times of a sequence that has ended; called by the engine's client, before its last output."""
+        self.times.append(times)
 
     def __aiter__(self) -> Self:
         return self
