@@ -7,6 +7,7 @@ used: the operator needs bookmarks and a deadline on silent watches, and wants d
 from __future__ import annotations
 
 import json
+import socket
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -24,6 +25,7 @@ from dedicate_operator.errors import ClusterError
 from dedicate_operator.fence import Fence
 from dedicate_operator.identity import Key
 from dedicate_operator.kinds import ENDPOINT, EVENT, LEASE, SECRET, Json, Kind, kind_of
+from dedicate_operator.leadership import TRANSIT_S
 
 _REQUEST_TIMEOUT = httpx2.Timeout(15.0, connect=5.0)
 # The API server sends a bookmark about once a minute of kinds that change at all.
@@ -39,6 +41,16 @@ class _Connections(ConnectionParams):
     limits: httpx2.Limits = field(
         default_factory=lambda: httpx2.Limits(max_connections=128, max_keepalive_connections=32)
     )
+
+    def httpx_params(self, config: SingleConfig) -> Json:
+        """Return lightkube's parameters, with a connection that does not send again what is too late."""
+        params = super().httpx_params(config)
+        # The kernel repeats for minutes what is not acknowledged, even after the connection was closed.
+        option = (socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(TRANSIT_S * 1000))
+        transport = httpx2.AsyncHTTPTransport(
+            verify=params.pop("verify"), limits=params.pop("limits"), trust_env=False, socket_options=[option]
+        )
+        return {**params, "transport": transport}
 
 
 class ResourceList(NamedTuple):
