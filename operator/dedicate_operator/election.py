@@ -16,7 +16,7 @@ from dedicate_operator.errors import ClusterError
 from dedicate_operator.fence import Fence
 from dedicate_operator.identity import Key
 from dedicate_operator.kinds import LEASE, Json, Kind
-from dedicate_operator.leadership import Candidate
+from dedicate_operator.leadership import NOBODY, Candidate
 
 _LOG = logging.getLogger(__name__)
 
@@ -132,13 +132,10 @@ class Election:
     def find_obstacle(self) -> str | None:
         """Return why nobody leads, as far as this process can see; None while somebody does."""
         sighting, now = self._candidate.sighting, self._clock()
-        if self._candidate.leads(now) or (self.holder and sighting is not None and now < sighting.free_at):
+        is_held = sighting is not None and self.holder not in {"", NOBODY} and now < sighting.free_at
+        if self._candidate.leads(now) or is_held:
             return None
-        if self._complaint is not None:
-            return self._complaint
-        return (
-            "the Lease was deleted or is new: waiting for it to be free" if sighting else "the Lease was not read yet"
-        )
+        return self._complaint or f"nobody leads: Lease {self._key} is new, has run out, or was not read yet"
 
     def silence_s(self) -> float:
         """Return for how long the loop has not begun a turn."""
@@ -150,6 +147,9 @@ class Election:
             lease = await self._api.fetch(LEASE, self._key)
             candidate.see(lease, self._clock())
             self._fence.move(candidate.writes_until)
+            if self._term is not None and not self.is_leading:
+                # Somebody else may have led meanwhile: what was begun before ends before anything is claimed.
+                return
         sent_at = self._clock()
         write = candidate.plan_write(sent_at, self._now())
         if write is not None:
@@ -168,7 +168,7 @@ class Election:
             if self._term is not None:
                 _LOG.warning("no longer leading", extra={"lease": str(self._key), "error": self._complaint})
                 await self._end_term()
-            if self.holder != self._told_holder and not self._candidate.is_holder:
+            if self.holder not in {"", self._told_holder} and not self._candidate.is_holder:
                 self._tell("standing by")
 
     def _tell(self, role: str) -> None:

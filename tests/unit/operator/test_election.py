@@ -145,11 +145,27 @@ async def test_deleted_lease_is_made_in_nobodys_name_and_runs_out(world):
     del world.cluster.objects[LEASE, LEASE_KEY]
     await world.turn(after_s=2)
     await world.turn(after_s=0.5)
+    await world.turn(after_s=1)
     assert world.holder() == "unknown"
     assert not await world.may_write()
+    assert "nobody leads" in world.election.find_obstacle()
     await world.turn(after_s=15)
     assert world.holder() == "me_1"
     assert world.is_working
+
+
+async def test_term_that_ended_unseen_is_not_gone_on_with(world, caplog):
+    """Another may have led and released the Lease; what this one knows of the cluster is of before that."""
+    caplog.set_level("INFO")
+    await world.turn()
+    world.hold("")
+    await world.turn(after_s=2)
+    await world.turn(after_s=0.5)
+    assert not world.is_working
+    assert world.holder() == ""
+    await world.turn(after_s=1)
+    assert world.is_working
+    assert [record.message for record in caplog.records] == ["leading", "no longer leading", "leading"]
 
 
 async def test_resigning_releases_the_lease(world):
