@@ -24,12 +24,12 @@ import uvloop
 from tokenizers import Tokenizer
 
 from bench.load import SAMPLING, Load, LoadError, Sample, build_body, build_prompts, percentile, read_sample, run_load
-from bench.peers.environments import PeerUnavailableError
 from bench.prompts import PromptCounter
 from bench.record import RESULTS, describe_circumstances
 from bench.running import Running, ServerFailedError, started
 from bench.servers import SERVERS
 from bench.stream import Recording, record
+from dev.environments import EnvironmentUnavailableError
 from dev.model.api import ensure_model
 from dev.paths import REPOSITORY
 
@@ -183,7 +183,7 @@ def main() -> int:
                 started(SERVERS[name], model, Path(scratch), slots=_CONCURRENCY, context_tokens=None) as running,
             ):
                 results[name] = _measure(Scenarios(running, tokenizer, counter), arguments.scenarios)
-        except (PeerUnavailableError, ServerFailedError) as error:
+        except (EnvironmentUnavailableError, ServerFailedError) as error:
             results[name] = {"failed": str(error)}
         if "http" in arguments.scenarios and name.startswith("dedicate-"):
             quantization = "int8" if name.endswith("int8") else "none"

@@ -7,7 +7,7 @@ it has one for the same thing, so that dashboards carry over with another prefix
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import accumulate
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
@@ -31,6 +31,7 @@ class Metrics:
         self.registry = registry
         ProcessCollector(namespace=_PREFIX, registry=registry)
         self._add_request_instruments()
+        self._add_file_instruments()
         self._add_engine_instruments()
         self._model = self._gauge(
             "model_info", "The loaded model; always 1", ["model", "dtype", "device", "attention_backend"]
@@ -42,6 +43,12 @@ class Metrics:
             "requests", "Requests answered, by route, status and client", ["route", "status", "key_id"]
         )
         self._in_progress = self._gauge("requests_in_progress", "Requests being answered")
+        self._errors = self._counter("request_errors", "Requests refused or failed, streams too, by code", ["code"])
+        self._disconnects = self._counter("client_disconnects", "Requests whose client left before their answer's end")
+        self._finishes = self._counter(
+            "request_success", "Choices that came to their end, by why they ended", ["finished_reason"]
+        )
+        self._streams = self._gauge("streams_open", "Event streams being sent")
         self._durations = self._histogram(
             "request_duration_seconds",
             "Time from a request's first byte to its answer's last, by route",
@@ -68,6 +75,9 @@ class Metrics:
         self._generation_lengths = self._histogram(
             "request_generation_tokens", "Tokens that a request generated, all choices together", _LENGTH_BUCKETS
         )
+        self._limited = self._counter(
+            "rate_limited_requests", "Requests refused because of a limit of their client", ["key_id", "limit"]
+        )
         self._prompt_tokens = self._counter("prompt_tokens", "Prompt tokens of answered requests", ["key_id"])
         self._completion_tokens = self._counter(
             "completion_tokens", "Tokens generated for answered requests", ["key_id"]
@@ -90,6 +100,12 @@ class Metrics:
         self._restarts = self._counter("engine_restarts", "Engine processes that were lost, by how", ["cause"])
         for cause in EngineLoss:
             self._restarts.labels(cause.value)
+
+    def _add_file_instruments(self) -> None:
+        self._num_keys = self._gauge("api_keys", "API keys that are accepted")
+        self._reloads = self._gauge(
+            "config_last_reload_successful", "Whether a mounted file is in use as it is now, by file", ["file"]
+        )
 
     def _counter(self, name: str, help_: str, labels: Iterable[str] = ()) -> Counter:
         return Counter(f"{_PREFIX}_{name}", help_, labels, registry=self.registry)
@@ -125,6 +141,39 @@ class Metrics:
             self._prompt_lengths.observe(num_prompt_tokens)
             self._generation_lengths.observe(num_completion_tokens)
 
+    def observe_error(self, code: str) -> None:
+        """Counts an error that a client was told; `code` is one of docs/api.md, or the type of one without."""
+        self._errors.labels(code).inc()
+
+    def observe_client_left(self) -> None:
+        self._disconnects.inc()
+
+    def observe_finishes(self, reasons: Iterable[str | None]) -> None:
+        for reason in reasons:
+            if reason is not None:
+                self._finishes.labels(reason).inc()
+
+    def observe_stream_start(self) -> None:
+        self._streams.inc()
+
+    def observe_stream_end(self) -> None:
+        self._streams.dec()
+
+    def observe_limited(self, key_id: str, limit: str) -> None:
+        self._limited.labels(key_id, limit).inc()
+
+    def observe_keys(self, count: int, *, is_current: bool) -> None:
+        self._num_keys.set(count)
+        self._reloads.labels("api_keys").set(is_current)
+
+    def observe_limits(self, *, is_current: bool) -> None:
+        self._reloads.labels("limits").set(is_current)
+
+    def forget_client(self, key_id: str) -> None:
+        """Drops the series of a client that is gone, so that they do not grow with every rotation of keys."""
+        for counter in (self._requests, self._limited, self._prompt_tokens, self._completion_tokens):
+            counter.remove_by_labels({"key_id": key_id})
+
     def observe_first_token(self, seconds: float) -> None:
         self._first_tokens.observe(seconds)
 
@@ -154,6 +203,33 @@ class Metrics:
     def watch_engine(self, read_stats: Callable[[], EngineStats | None]) -> None:
         """Exposes the engine's own numbers, as `read_stats` gives them at each scrape; None exposes none."""
         self.registry.register(_EngineCollector(read_stats))
+
+    def watch_log(self, count_dropped: Callable[[], int]) -> None:
+        """Exposes how many log records were lost, as `count_dropped` gives it at each scrape."""
+        help_ = "Log records that were not written, because nobody read those before them"
+        self.registry.register(_CounterCollector({"log_records_dropped": (help_, count_dropped)}))
+
+    def watch_traces(self, count_ended: Callable[[], int], count_exported: Callable[[], int]) -> None:
+        """Exposes how many sampled spans have ended and how many a collector took, as given at each scrape."""
+        counters = {
+            "trace_spans": ("Sampled spans that have ended", count_ended),
+            "trace_spans_exported": ("Spans that the collector took", count_exported),
+        }
+        self.registry.register(_CounterCollector(counters))
+
+
+class _CounterCollector(Collector):
+    """Counters that are kept elsewhere."""
+
+    def __init__(self, counters: Mapping[str, tuple[str, Callable[[], int]]]) -> None:
+        self._counters = counters
+
+    def collect(self) -> Iterable[Metric]:
+        for name, (help_, count) in self._counters.items():
+            yield CounterMetricFamily(f"{_PREFIX}_{name}", help_, value=count())
+
+    def describe(self) -> Iterable[Metric]:
+        return ()
 
 
 class _QuickHistogram(Collector):

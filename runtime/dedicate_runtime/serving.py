@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import gc
 import logging
+import os
 import socket
 import sys
 import time
@@ -21,10 +22,15 @@ from prometheus_client import CollectorRegistry
 
 from dedicate_runtime.api.app import create_app
 from dedicate_runtime.api.keys import KeyRing
+from dedicate_runtime.api.limits import Limiter, LimitPolicy
+from dedicate_runtime.api.limits_file import LimitsError, LimitsFile
 from dedicate_runtime.api.management import create_management_app
+from dedicate_runtime.api.mounted_files import MountedFiles
 from dedicate_runtime.api.readiness import Readiness
 from dedicate_runtime.api.served_model import load_served_model
 from dedicate_runtime.api.sse import STALLED_READER_S, DirectSend
+from dedicate_runtime.api.trace_context import wants_traces
+from dedicate_runtime.api.usage import UsageBook
 from dedicate_runtime.engine.interface import EngineState
 from dedicate_runtime.errors import ExitCode, StartError
 from dedicate_runtime.metrics import Metrics
@@ -34,13 +40,15 @@ if TYPE_CHECKING:
     from starlette.types import ASGIApp
 
     from dedicate_runtime.api.served_model import ServedModel
+    from dedicate_runtime.api.tracing import Tracer
     from dedicate_runtime.core.request import EngineStats
     from dedicate_runtime.engine.supervisor import EngineSupervisor
+    from dedicate_runtime.logs import BackgroundHandler
 
 _log = logging.getLogger(__name__)
-_CLOSE_CONNECTIONS_S = 8
+_CLOSE_CONNECTIONS_S = 6
 """After the drain nothing runs, so connections have only their last bytes to send. Of the 15 s that the pod is given
-beyond the drain, the engine's end may take the rest."""
+beyond the drain, the last traces and logs and the engine's end may take the rest."""
 _GC_THRESHOLD = 50_000
 """Objects made over objects freed before the collector looks at the young ones. With the usual 700 it looked several
 times in each step's frame, and now and then at all objects of all streams: a quarter of the time at 1,000."""
@@ -57,7 +65,13 @@ class Listeners:
 
 
 async def serve_engine(
-    engine: EngineSupervisor, settings: Settings, listeners: Listeners, *, stopping: asyncio.Event, started_at: float
+    engine: EngineSupervisor,
+    settings: Settings,
+    listeners: Listeners,
+    *,
+    log: BackgroundHandler,
+    stopping: asyncio.Event,
+    started_at: float,
 ) -> None:
     """Serves until `stopping` is set and everything is drained.
 
@@ -67,14 +81,34 @@ async def serve_engine(
     keys = None
     if settings.auth is AuthMode.API_KEY and settings.api_keys_dir is not None:
         keys = KeyRing(settings.api_keys_dir)
+    limits_file = LimitsFile(settings.limits_file) if settings.limits_file is not None else None
+    limiter = Limiter(_read_limits(limits_file)) if limits_file is not None else None
+    usage = UsageBook(since=int(time.time()))
     metrics = Metrics(CollectorRegistry())
     metrics.watch_engine(lambda: _stats(engine))
+    metrics.watch_log(lambda: log.num_dropped)
     engine.tell(metrics)
     readiness = Readiness(engine, stall_s=settings.stall_seconds)
     bound_unread(listeners.public, STALLED_READER_S)
-    app = create_app(engine, readiness=readiness, keys=keys, metrics=metrics, dedicate=settings.dedicate)
+    files = MountedFiles(keys=keys, limits_file=limits_file, limiter=limiter, usage=usage, metrics=metrics)
     management = create_management_app(readiness, metrics.registry)
-    async with _serve(management, listeners.management) as probes, _serve(DirectSend(app), listeners.public) as api:
+    if settings.log_prompts:
+        _log.warning("prompts and answers are written to the log", extra={"option": "--log-prompts"})
+    async with contextlib.AsyncExitStack() as stack:
+        app = create_app(
+            engine,
+            readiness=readiness,
+            keys=keys,
+            limiter=limiter,
+            usage=usage,
+            metrics=metrics,
+            dedicate=settings.dedicate,
+            tracer=await stack.enter_async_context(_tracing(settings, metrics)),
+            logs_prompts=settings.log_prompts,
+        )
+        await stack.enter_async_context(_in_background(files.watch()))
+        probes = await stack.enter_async_context(_serve(management, listeners.management))
+        api = await stack.enter_async_context(_serve(DirectSend(app), listeners.public))
         ports = {"port": _port(listeners.public), "management_port": _port(listeners.management)}
         _log.info("listening", extra=ports)
         await _until(stopping, _live(engine, settings, readiness, metrics, started_at), servers=(probes, api))
@@ -84,6 +118,18 @@ async def serve_engine(
         _log.info("draining", extra={"drain_seconds": settings.drain_seconds})
         await engine.drain(settings.drain_seconds)
         _log.info("drained")
+
+
+def _read_limits(file: LimitsFile) -> LimitPolicy:
+    """Reads the limits for the first time.
+
+    Raises:
+        StartError: they cannot be used; the sentence names the field.
+    """
+    try:
+        return file.read_if_changed() or LimitPolicy()
+    except LimitsError as error:
+        raise StartError(ExitCode.INVALID_ARGUMENTS, str(error)) from error
 
 
 async def _live(
@@ -148,12 +194,44 @@ async def _until(
         await asyncio.gather(living, asked, return_exceptions=True)
 
 
+@contextlib.asynccontextmanager
+async def _tracing(settings: Settings, metrics: Metrics) -> AsyncGenerator[Tracer | None, None]:
+    """Gives who traces requests, if the environment names a collector, and has the last spans sent at the end.
+
+    Raises:
+        StartError: the environment has a value for OpenTelemetry that cannot be used.
+    """
+    if not wants_traces(os.environ):
+        yield None
+        return
+    # Imported only here: it takes memory and a quarter of a second, and most run without.
+    from dedicate_runtime.api.trace_export import start_trace_export  # noqa: PLC0415
+
+    export = start_trace_export(settings, os.environ)
+    metrics.watch_traces(lambda: export.num_ended, lambda: export.num_exported)
+    try:
+        yield export.tracer
+    finally:
+        await export.aclose()
+
+
 class _Server(uvicorn.Server):
     """A server that leaves signals to the composition root."""
 
     @contextlib.contextmanager
     def capture_signals(self) -> Generator[None, None, None]:
         yield
+
+
+@contextlib.asynccontextmanager
+async def _in_background(work: Coroutine[None, None, NoReturn]) -> AsyncGenerator[None, None]:
+    """Runs endless work for as long as the block runs."""
+    task = asyncio.ensure_future(work)
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
 
 
 @contextlib.asynccontextmanager

@@ -27,26 +27,48 @@ if TYPE_CHECKING:
     from dedicate_runtime.api.schemas import Message
 
 
+_END_MARK = "\ue000end of message\ue000"
+"""Arbitrary, of private-use characters: shows where a template wrote the end of a message."""
+
+
 class ChatTemplate:
     """One compiled template. Rendering runs the repository's code in a sandbox: call it off the event loop."""
 
     def __init__(self, source: str, variables: dict[str, str]) -> None:
         """Raises jinja2.TemplateError if `source` is no template."""
         self._template = _build_environment().from_string(source)
+        self.source = source
         self._variables = variables
 
     def render(
-        self, messages: Sequence[Message], *, add_generation_prompt: bool = True, extra: dict[str, Any] | None = None
+        self,
+        messages: Sequence[Message],
+        *,
+        add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
+        extra: dict[str, Any] | None = None,
     ) -> str:
         """Writes the prompt of a conversation.
 
-        Consecutive turns of one role are merged where the template refuses the conversation as it is.
+        Consecutive turns of one role are merged where the template refuses the conversation as it is. A final message
+        that is to be continued ends the prompt, without what the template writes after it; then there is no generation
+        prompt.
 
         Raises:
             ApiError: 400, where the template refuses the conversation anyway.
         """
         turns = [_as_turn(message) for message in messages]
-        options = {**(extra or {}), **self._variables, "add_generation_prompt": add_generation_prompt}
+        opens_turn = add_generation_prompt and not continue_final_message
+        options = {**(extra or {}), **self._variables, "add_generation_prompt": opens_turn}
+        if not continue_final_message:
+            return self._render(turns, options)
+        turns[-1]["content"] += _END_MARK
+        prompt, mark, _ = self._render(turns, options).rpartition(_END_MARK)
+        if not mark:
+            refuse("continue_final_message", "The model's chat template leaves out the end of the final message.")
+        return prompt
+
+    def _render(self, turns: Sequence[dict[str, Any]], options: dict[str, Any]) -> str:
         try:
             return self._template.render({**options, "messages": turns})
         except Exception as refusal:  # noqa: BLE001 - a template can raise anything; none of it is our fault

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, PlainValidator, WithJsonSchema
+from pydantic import BeforeValidator, Field, PlainValidator, WithJsonSchema
 
+_TEXT_PARTS = {"text": "text", "input_text": "text", "output_text": "text", "refusal": "refusal"}
+"""Type of a content part -> the field that holds its text. All but `text` come with answers that are sent back."""
 _MAX_STOPS = 1024
 _MAX_STOP_CHARACTERS = 1024
 """Both arbitrary, far above what clients send; they bound the work that one request can ask for."""
 
 
-def _integral(value: object) -> object:
+def integral(value: object) -> object:
     """Takes 5.0 for 5: JSON has one type of number, and some languages write it so."""
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def _token_ids(value: object) -> tuple[int, ...]:
-    items: list[object] = value if isinstance(value, list) else [value]
+    items = [integral(item) for item in (value if isinstance(value, list) else [value])]
     token_ids = tuple(item for item in items if type(item) is int and item >= 0)
     if len(token_ids) != len(items):
         raise ValueError("Token ids must be integers of 0 or more.")
@@ -65,16 +67,39 @@ def _joined_parts(value: object) -> object:
         return value
     texts = []
     for part in value:
-        if not isinstance(part, dict) or part.get("type") not in {"text", "input_text"}:
+        kind = part.get("type") if isinstance(part, dict) else None
+        if not isinstance(kind, str) or kind not in _TEXT_PARTS:
             raise ValueError("Content parts must be of type text: this model takes no images, audio or files.")
-        if not isinstance(part.get("text"), str):
-            raise ValueError("A text part needs a string in text.")  # noqa: TRY004 - likewise
-        texts.append(part["text"])
+        text = part.get(_TEXT_PARTS[kind])
+        if not isinstance(text, str):
+            raise ValueError(f"A part of type {kind} needs a string in {_TEXT_PARTS[kind]}.")  # noqa: TRY004 - likewise
+        texts.append(text)
     return "\n".join(texts)
 
 
-Integer = Annotated[int, BeforeValidator(_integral)]
+def _empty_list_as_map(value: object) -> object:
+    """Takes `[]` for `{}`: some languages know one empty collection."""
+    return {} if value == [] else value
+
+
+def allow_null(schema: dict[str, Any]) -> None:
+    """Says in a JSON schema what holds for all requests: any optional field may be null."""
+    required = schema.get("required", ())
+    for name, field in schema.get("properties", {}).items():
+        if name in required:
+            continue
+        if isinstance(field.get("type"), str):
+            field["type"] = [field["type"], "null"]
+        elif {"type": "null"} not in field.get("anyOf", ()):
+            forms = field.pop("anyOf", None) or [{"$ref": field.pop("$ref")}]
+            field["anyOf"] = [*forms, {"type": "null"}]
+
+
+Integer = Annotated[int, BeforeValidator(integral)]
 TokenIds = Annotated[tuple[int, ...], PlainValidator(_token_ids), _list_or_one("integer", 0)]
+LogitBias = Annotated[
+    dict[str, Annotated[float, Field(ge=-100, le=100, allow_inf_nan=False)]], BeforeValidator(_empty_list_as_map)
+]
 Stops = Annotated[tuple[str, ...], PlainValidator(_stops), _list_or_one("string")]
 Prompts = Annotated[
     tuple[str | tuple[int, ...], ...],

@@ -88,8 +88,8 @@ class StreamWatch:
 class DirectSend:
     """Goes outermost around the application, and offers its streams the server's own `send`.
 
-    Between the two stand half a dozen layers, each of which has to see how an answer begins and hands on all the rest:
-    an eighth of what a token costs.
+    Between the two stand half a dozen layers, which have to see how an answer begins and that it ends, and hand on all
+    the rest: an eighth of what a token costs.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -125,7 +125,7 @@ class EventStream(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self._send = send
-        self._writing = asyncio.ensure_future(self._write(scope.get(_DIRECT_SEND, send)))
+        self._writing = asyncio.ensure_future(self._write(send, scope.get(_DIRECT_SEND, send)))
         leaving = asyncio.ensure_future(wait_for_disconnect(receive))
         self._watch.add(self)
         try:
@@ -138,11 +138,12 @@ class EventStream(Response):
         if not self._writing.cancelled():
             self._writing.result()
 
-    async def _write(self, direct_send: Send) -> None:
+    async def _write(self, send: Send, direct_send: Send) -> None:
         await self._pass({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
         self._send = direct_send
         async for frame in self._frames:
             await self._pass({"type": "http.response.body", "body": frame, "more_body": True})
+        self._send = send
         await self._pass({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def _pass(self, message: dict[str, Any]) -> None:

@@ -14,6 +14,8 @@ from tokenizers import Tokenizer
 from tokenizers.decoders import DecodeStream
 
 _REPLACEMENT = "\ufffd"
+_SPACE = "\u2581"
+"""Stands for a space in SentencePiece vocabularies."""
 _MAX_CONTEXT_TOKENS = 8
 """Prompt tokens decoded before the first new one: enough for a whole character and the space before a word."""
 _MAX_HELD_TOKENS = 8
@@ -131,7 +133,7 @@ class Piece(NamedTuple):
 class Detokenizer:
     """The text of one sequence: decodes its tokens and ends it at a stop string.
 
-    Stops count from the `min_tokens`th token on.
+    Stops count from the `min_tokens`th token on, and are part of the text if `includes_stop`.
     """
 
     def __init__(
@@ -142,7 +144,9 @@ class Detokenizer:
         stops: Iterable[str] = (),
         skip_special_tokens: bool = True,
         min_tokens: int = 0,
+        includes_stop: bool = False,
     ) -> None:
+        self._includes_stop = includes_stop
         self._decoder = TokenDecoder(tokenizer, context, skip_special_tokens=skip_special_tokens)
         self._matcher = StopMatcher(stops)
         self._num_free_tokens = min_tokens - 1
@@ -172,7 +176,12 @@ class Detokenizer:
         if self._num_free_tokens > 0:
             self._num_free_tokens -= 1
             return text
-        return self._matcher.feed(text) if text else ""
+        if not text:
+            return ""
+        released = self._matcher.feed(text)
+        if self._includes_stop and self._matcher.matched is not None:
+            return released + self._matcher.matched
+        return released
 
 
 def token_bytes_reader(tokenizer: Tokenizer) -> Callable[[int], bytes]:
@@ -191,7 +200,10 @@ def token_bytes_reader(tokenizer: Tokenizer) -> Callable[[int], bytes]:
             return bytes(table[character] for character in token)
         if len(token) == 6 and token.startswith("<0x") and token.endswith(">"):  # byte fallback
             return bytes.fromhex(token[3:5])
-        return tokenizer.decode([token_id], skip_special_tokens=False).encode()
+        text = tokenizer.decode([token_id], skip_special_tokens=False)
+        # Decoders take the space before the first word of a text for one that the tokenizer put there.
+        is_cut = token.startswith(_SPACE) and not text.startswith(" ")
+        return (f" {text}" if is_cut else text).encode()
 
     return read
 

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
     from dedicate_runtime.core.request import FinishReason, RequestId, TokenLogprobs
+    from dedicate_runtime.engine.interface import SequenceTimes
 
 _STREAMS_AT_ONCE = 32
 """Arbitrary: writing so many tokens takes under a millisecond, and a look at the sockets a tenth of that."""
@@ -88,7 +89,7 @@ class GroupStream:
     what a slow reader leaves lying is bounded by the sequences' `max_tokens`.
     """
 
-    __slots__ = ("_abort", "_pending", "_turnstile", "_unfinished", "_waiter")
+    __slots__ = ("_abort", "_pending", "_turnstile", "_unfinished", "_waiter", "times")
 
     def __init__(
         self,
@@ -97,6 +98,7 @@ class GroupStream:
         abort: Callable[[Iterable[RequestId]], None],
         turnstile: Turnstile,
     ) -> None:
+        self.times: list[SequenceTimes] = []
         self._unfinished = set(request_ids)
         self._abort = abort
         self._turnstile = turnstile
@@ -125,6 +127,10 @@ class GroupStream:
         waiter, self._waiter = self._waiter, None
         if waiter is not None:
             self._turnstile.pass_through(waiter)
+
+    def note_end(self, times: SequenceTimes) -> None:
+        """Takes the times of a sequence that has ended; called by the engine's client, before its last output."""
+        self.times.append(times)
 
     def __aiter__(self) -> Self:
         return self

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import math
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -15,10 +16,13 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 
 from dedicate_runtime.api.app import create_app
 from dedicate_runtime.api.keys import KeyRing
+from dedicate_runtime.api.limits import Limiter
+from dedicate_runtime.api.limits_file import parse_limits
 from dedicate_runtime.api.readiness import Readiness
 from dedicate_runtime.api.served_model import load_served_model
+from dedicate_runtime.api.usage import UsageBook
 from dedicate_runtime.core.request import EngineStats, FinishReason, ModelInfo, SequenceOutput, TokenLogprobs
-from dedicate_runtime.engine.interface import EngineState
+from dedicate_runtime.engine.interface import EngineState, SequenceTimes
 from dedicate_runtime.errors import EngineUnavailableError, QueueFullError
 from dedicate_runtime.metrics import Metrics
 from dedicate_runtime.settings import parse_settings
@@ -27,6 +31,7 @@ BOS, EOS, END_OF_TURN, PAD = "<s>", "</s>", "<|end|>", "<pad>"
 KEY = "sk-unit-test"
 CONTEXT = 128
 STALL_S = 60.0
+STARTED_AT = 1_700_000_000
 TEMPLATE = (
     "{% for m in messages %}"
     "{% if not loop.first and m.role == messages[loop.index0 - 1].role %}"
@@ -67,6 +72,8 @@ class Script:
     fail_after: int | None = None
     hang_after: int | None = None
     queue_full: bool = False
+    times: tuple = ()
+    """Of its sequences, once they have ended."""
 
 
 class FakeStream:
@@ -76,6 +83,7 @@ class FakeStream:
         self._engine = engine
         self._requests = requests
         self.is_closed = False
+        self.times = [*engine.script.times]
 
     async def __aiter__(self):
         pending = {request.request_id: self._engine.outputs_for(request) for request in self._requests}
@@ -209,6 +217,14 @@ def model_folder(tmp_path):
 
 
 @pytest.fixture
+def make_times():
+    """Give the times of one sequence."""
+    return lambda *times: SequenceTimes(
+        **dict(zip(("submitted_at", "started_at", "first_token_at", "ended_at"), times, strict=True))
+    )
+
+
+@pytest.fixture
 def keys_dir(tmp_path):
     folder = tmp_path / "keys"
     folder.mkdir()
@@ -225,6 +241,7 @@ class Api:
     metrics: Metrics
     app: object
     client: httpx.AsyncClient
+    limiter: Limiter | None = None
 
     def script(self, **changes):
         self.engine.script = Script(**changes)
@@ -244,9 +261,17 @@ class Api:
 
 @pytest.fixture
 def make_api(model_folder, keys_dir):
-    """Build an application; options are those of the command line."""
+    """Build an application; options are those of the command line, limits the content of their file."""
 
-    def build(*options, folder=model_folder, serving=True, context=CONTEXT):
+    def build(
+        *options,
+        folder=model_folder,
+        serving=True,
+        context=CONTEXT,
+        limits=None,
+        clock=time.monotonic_ns,
+        tracer=None,
+    ):
         settings = parse_settings(
             [
                 *("--model", str(folder), "--served-model-name", "unit/test", "--served-model-name", "alias"),
@@ -271,13 +296,24 @@ def make_api(model_folder, keys_dir):
             readiness.start_serving(load_served_model(info, settings))
         metrics = Metrics(CollectorRegistry())
         keys = KeyRing(keys_dir) if settings.auth.value == "api-key" else None
-        app = create_app(engine, readiness=readiness, keys=keys, metrics=metrics, dedicate="unit")
+        limiter = Limiter(parse_limits(limits.encode()), clock=clock) if limits is not None else None
+        app = create_app(
+            engine,
+            readiness=readiness,
+            keys=keys,
+            limiter=limiter,
+            usage=UsageBook(since=STARTED_AT),
+            metrics=metrics,
+            dedicate="unit",
+            tracer=tracer,
+            logs_prompts=settings.log_prompts,
+        )
         client = httpx.AsyncClient(
             transport=httpx.ASGITransport(app),
             base_url="http://unit.test",
             headers={"Authorization": f"Bearer {KEY}"},
         )
-        return Api(engine, readiness, metrics, app, client)
+        return Api(engine, readiness, metrics, app, client, limiter)
 
     return build
 

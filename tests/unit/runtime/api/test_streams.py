@@ -356,7 +356,7 @@ async def test_disconnect_during_a_blocked_send_closes_too():
     assert ended.is_set()
 
 
-async def test_streams_go_past_what_stands_before_them_once_their_status_is_out():
+async def test_layers_above_a_stream_see_its_beginning_and_its_end_alone():
     direct, layered = Wire(), Wire()
 
     async def app(scope, receive, send):
@@ -373,5 +373,6 @@ async def test_streams_go_past_what_stands_before_them_once_their_status_is_out(
         await EventStream(frames(), close, watch=StreamWatch())(scope, receive, through_a_layer)
 
     await DirectSend(app)({"type": "http"}, direct.receive, direct.send)
-    assert [message["type"] for message in layered.sent] == ["http.response.start"]
+    assert [message["type"] for message in layered.sent] == ["http.response.start", "http.response.body"]
+    assert layered.bodies == [b""]
     assert direct.bodies == [b"data: x\n\n", b""]
