@@ -1,8 +1,8 @@
-"""What is derived from CRD, chart values, tested architectures and wire types, kept in step with them.
+"""What is derived from CRD, chart values, tested architectures, clients and wire types, kept in step with them.
 
 `python -m dev.derived sync` writes it, `python -m dev.derived check` names what is stale. Derived are the chart's copy
 of the CRD, and what stands between `<!-- name -->` and `<!-- /name -->` in the chart's README, in
-docs/custom-resource.md, in docs/models.md and in docs/api.md.
+docs/custom-resource.md, in docs/models.md, in docs/api.md and in docs/clients.md.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import yaml
 
 from dev import api_page
 from dev.chart import CHART
+from dev.clients import SNIPPETS, build_version_rows
 from dev.models import build_refused_rows, build_served_rows
 from dev.paths import REPOSITORY
 
@@ -28,6 +29,8 @@ CHART_README = CHART / "README.md"
 REFERENCE = REPOSITORY / "docs" / "custom-resource.md"
 MODELS = REPOSITORY / "docs" / "models.md"
 API = REPOSITORY / "docs" / "api.md"
+CLIENTS = REPOSITORY / "docs" / "clients.md"
+_LANGUAGES = {".py": "python", ".mjs": "js", ".sh": "sh"}
 
 Schema = Mapping[str, Any]
 
@@ -48,6 +51,7 @@ def build_derived() -> dict[Path, str]:
         REFERENCE: reference,
         MODELS: _replace_part(models, "refused", refused),
         API: build_api_page(API.read_text()),
+        CLIENTS: build_clients_page(CLIENTS.read_text()),
     }
 
 
@@ -58,6 +62,15 @@ def build_api_page(page: str) -> str:
     refused = _build_table(["field", "why"], api_page.build_refused_rows())
     ignored = _build_table(["field", "why"], api_page.build_ignored_rows())
     return _replace_part(_replace_part(page, "refused", refused), "ignored", ignored)
+
+
+def build_clients_page(text: str) -> str:
+    """Put the tested versions, and every example that the tests run, in their places in docs/clients.md."""
+    text = _replace_part(text, "versions", _build_table(["client", "package", "version"], build_version_rows()))
+    for snippet in sorted(SNIPPETS.iterdir()):
+        block = f"```{_LANGUAGES[snippet.suffix]}\n{snippet.read_text()}```\n"
+        text = _replace_part(text, snippet.name, block)
+    return text
 
 
 def iterate_values(text: str) -> Iterator[tuple[str, Any, str]]:
@@ -136,7 +149,7 @@ def _replace_part(text: str, name: str, content: str) -> str:
     Raises:
         ValueError: the marks are not there.
     """
-    part = re.compile(rf"(?<=<!-- {name} -->\n).*(?=<!-- /{name} -->)", re.DOTALL)
+    part = re.compile(rf"(?<=<!-- {re.escape(name)} -->\n).*(?=<!-- /{re.escape(name)} -->)", re.DOTALL)
     if not part.search(text):
         raise ValueError(f"no part between <!-- {name} --> and <!-- /{name} -->")
     return part.sub(lambda _: content, text)

@@ -7,8 +7,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import logging
+import os
 import resource
+import socket
+import sys
 import time
 from collections.abc import AsyncGenerator, Coroutine, Generator, Sequence
 from dataclasses import dataclass, replace
@@ -26,6 +30,8 @@ from dedicate_runtime.api.management import create_management_app
 from dedicate_runtime.api.mounted_files import MountedFiles
 from dedicate_runtime.api.readiness import Readiness
 from dedicate_runtime.api.served_model import load_served_model
+from dedicate_runtime.api.sse import STALLED_READER_S, DirectSend
+from dedicate_runtime.api.trace_context import wants_traces
 from dedicate_runtime.api.usage import UsageBook
 from dedicate_runtime.engine.interface import EngineState
 from dedicate_runtime.errors import ExitCode, StartError
@@ -33,18 +39,21 @@ from dedicate_runtime.metrics import Metrics
 from dedicate_runtime.settings import AuthMode, Settings
 
 if TYPE_CHECKING:
-    import socket
-
     from starlette.types import ASGIApp
 
     from dedicate_runtime.api.served_model import ServedModel
+    from dedicate_runtime.api.tracing import Tracer
     from dedicate_runtime.core.request import EngineStats
     from dedicate_runtime.engine.supervisor import EngineSupervisor
+    from dedicate_runtime.logs import BackgroundHandler
 
 _log = logging.getLogger(__name__)
-_CLOSE_CONNECTIONS_S = 8
+_CLOSE_CONNECTIONS_S = 6
 """After the drain nothing runs, so connections have only their last bytes to send. Of the 15 s that the pod is given
-beyond the drain, the engine's end may take the rest."""
+beyond the drain, the last traces and logs and the engine's end may take the rest."""
+_GC_THRESHOLD = 50_000
+"""Objects made over objects freed before the collector looks at the young ones. With the usual 700 it looked several
+times in each step's frame, and now and then at all objects of all streams: a quarter of the time at 1,000."""
 _KEEP_ALIVE_S = 75
 """Longer than the 60 s for which proxies reuse an idle connection, so that they never pick one that is being closed."""
 
@@ -63,7 +72,13 @@ class Listeners:
 
 
 async def serve_engine(
-    engine: EngineSupervisor, settings: Settings, listeners: Listeners, *, stopping: asyncio.Event, started_at: float
+    engine: EngineSupervisor,
+    settings: Settings,
+    listeners: Listeners,
+    *,
+    log: BackgroundHandler,
+    stopping: asyncio.Event,
+    started_at: float,
 ) -> None:
     """Serves until `stopping` is set and everything is drained.
 
@@ -78,25 +93,30 @@ async def serve_engine(
     usage = UsageBook(since=int(time.time()))
     metrics = Metrics(CollectorRegistry())
     metrics.watch_engine(lambda: _stats(engine))
+    metrics.watch_log(lambda: log.num_dropped)
     engine.tell(metrics)
     readiness = Readiness(engine, stall_s=settings.stall_seconds)
-    app = create_app(
-        engine,
-        readiness=readiness,
-        keys=keys,
-        limiter=limiter,
-        usage=usage,
-        metrics=metrics,
-        dedicate=settings.dedicate,
-    )
+    bound_unread(listeners.public, STALLED_READER_S)
     files = MountedFiles(keys=keys, limits_file=limits_file, limiter=limiter, usage=usage, metrics=metrics)
     management = create_management_app(readiness, metrics.registry)
     public, probing = _connection_limits()
-    async with (
-        _in_background(files.watch()),
-        _serve(management, listeners.management, probing, metrics) as probes,
-        _serve(app, listeners.public, public, metrics) as api,
-    ):
+    if settings.log_prompts:
+        _log.warning("prompts and answers are written to the log", extra={"option": "--log-prompts"})
+    async with contextlib.AsyncExitStack() as stack:
+        app = create_app(
+            engine,
+            readiness=readiness,
+            keys=keys,
+            limiter=limiter,
+            usage=usage,
+            metrics=metrics,
+            dedicate=settings.dedicate,
+            tracer=await stack.enter_async_context(_tracing(settings, metrics)),
+            logs_prompts=settings.log_prompts,
+        )
+        await stack.enter_async_context(_in_background(files.watch()))
+        probes = await stack.enter_async_context(_serve(management, listeners.management, probing, metrics))
+        api = await stack.enter_async_context(_serve(DirectSend(app), listeners.public, public, metrics))
         ports = {"port": _port(listeners.public), "management_port": _port(listeners.management)}
         _log.info("listening", extra=ports)
         await _until(stopping, _live(engine, settings, readiness, metrics, started_at), servers=(probes, api))
@@ -126,6 +146,7 @@ async def _live(
     """Opens the API at the engine's first token, and again after each loss of the engine."""
     await engine.wait_ready()
     served = await asyncio.to_thread(load_served_model, engine.model, settings)
+    _calm_collector()
     while True:
         readiness.start_serving(served)
         load_s = time.monotonic() - started_at
@@ -136,6 +157,14 @@ async def _live(
         await engine.restart()
         # The new process found the memory as it is now: its cache, and the context with it, may be another.
         served = replace(served, info=engine.model)
+
+
+def _calm_collector() -> None:
+    """Has the garbage collector leave alone what is there for good, and look less often at the rest."""
+    gc.collect()
+    gc.freeze()
+    _, *older = gc.get_threshold()
+    gc.set_threshold(_GC_THRESHOLD, *older)
 
 
 def _describe(served: ServedModel) -> dict[str, object]:
@@ -171,6 +200,27 @@ async def _until(
         for task in (living, asked):
             task.cancel()
         await asyncio.gather(living, asked, return_exceptions=True)
+
+
+@contextlib.asynccontextmanager
+async def _tracing(settings: Settings, metrics: Metrics) -> AsyncGenerator[Tracer | None, None]:
+    """Gives who traces requests, if the environment names a collector, and has the last spans sent at the end.
+
+    Raises:
+        StartError: the environment has a value for OpenTelemetry that cannot be used.
+    """
+    if not wants_traces(os.environ):
+        yield None
+        return
+    # Imported only here: it takes memory and a quarter of a second, and most run without.
+    from dedicate_runtime.api.trace_export import start_trace_export  # noqa: PLC0415
+
+    export = start_trace_export(settings, os.environ)
+    metrics.watch_traces(lambda: export.num_ended, lambda: export.num_exported)
+    try:
+        yield export.tracer
+    finally:
+        await export.aclose()
 
 
 def _connection_limits() -> tuple[ConnectionLimits, ConnectionLimits]:
@@ -235,6 +285,16 @@ async def _serve(
         await asyncio.wait([serving])
         if (error := serving.exception()) is not None:
             _log.error("a server failed", exc_info=error)
+
+
+def bound_unread(listener: socket.socket, seconds: float) -> None:
+    """Has the kernel drop connections of `listener` whose peer takes nothing for so long, and their buffers with them.
+
+    A server can only close them, which waits for what is unsent. Source: tcp(7), which leaves out that accepted sockets
+    inherit the option and that a window of zero counts, too.
+    """
+    if sys.platform == "linux":
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(1000 * seconds))
 
 
 def _port(listener: socket.socket) -> int:

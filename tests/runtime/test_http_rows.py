@@ -208,7 +208,7 @@ def test_stop_list_of_an_editor(runtime):
 @pytest.mark.row("end of sequence")
 def test_end_of_sequence_is_the_union_and_end_id_replaces_it(runtime):
     end = runtime.post("/tokenize", {"prompt": "<|im_end|>"}).json()["tokens"]
-    record = runtime.logged("ready")[0]
+    record = runtime.wait_logged("ready")
     assert set(end) <= set(record["end_ids"])
     info = httpx.get(f"{runtime.url}/tokenizer_info", headers=runtime.headers, timeout=10).json()
     assert info["end_ids"] == sorted(record["end_ids"])

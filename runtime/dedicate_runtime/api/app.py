@@ -25,12 +25,16 @@ from dedicate_runtime.api.limits import LimitExceeded
 from dedicate_runtime.api.middleware import RequestMiddleware, error_response, record_of
 from dedicate_runtime.api.model_routes import build_model_router, build_open_router
 from dedicate_runtime.api.paths import LenientPaths
+from dedicate_runtime.api.sse import StreamWatch
 from dedicate_runtime.api.usage_routes import build_usage_router
 
 if TYPE_CHECKING:
+    from fastapi.telemetry import TelemetryConfig
+
     from dedicate_runtime.api.keys import KeyRing
     from dedicate_runtime.api.limits import Limiter
     from dedicate_runtime.api.readiness import Readiness
+    from dedicate_runtime.api.tracing import Tracer
     from dedicate_runtime.api.usage import UsageBook
     from dedicate_runtime.engine.interface import Engine
     from dedicate_runtime.metrics import Metrics
@@ -49,6 +53,14 @@ _ANY_ORIGIN: dict[str, Any] = {
 }
 """Pages of any origin may call, for none can unless it holds a key: browsers add none by themselves. Without keys an
 endpoint would be open to whatever page a person of its network looks at, so then no other origin may read answers."""
+_NO_TELEMETRY: TelemetryConfig = {
+    "tracing": False,
+    "metrics": False,
+    "logs": False,
+    "operation_spans": False,
+    "auto_configure": False,
+}
+"""FastAPI's own would export queries and the texts of exceptions; ours is `api.tracing`."""
 
 
 def create_app(
@@ -60,6 +72,8 @@ def create_app(
     usage: UsageBook,
     metrics: Metrics,
     dedicate: str,
+    tracer: Tracer | None = None,
+    logs_prompts: bool = False,
 ) -> FastAPI:
     """Builds the API over an engine; it answers 503 until `readiness` knows the model."""
     context = ApiContext(
@@ -69,7 +83,9 @@ def create_app(
         limiter=limiter,
         usage=usage,
         metrics=metrics,
+        streams=StreamWatch(),
         text_pool=ThreadPoolExecutor(_NUM_TEXT_THREADS, thread_name_prefix="text"),
+        logs_prompts=logs_prompts,
     )
     prefix = f"/{dedicate}"
     app = DocumentedApi(
@@ -80,6 +96,7 @@ def create_app(
         redoc_url=None,
         openapi_url=f"{prefix}/openapi.json",
         redirect_slashes=False,
+        telemetry=_NO_TELEMETRY,
     )
     guarded = [Depends(context.authenticate)]
     if keys is not None:
@@ -96,13 +113,14 @@ def create_app(
     app.add_middleware(LenientPaths)
     if keys is not None:
         app.add_middleware(CORSMiddleware, **_ANY_ORIGIN)
-    app.add_middleware(RequestMiddleware, metrics=metrics, prefix=prefix)
+    app.add_middleware(RequestMiddleware, metrics=metrics, prefix=prefix, tracer=tracer)
     return app
 
 
-async def _answer_api_error(_: Request, error: Exception) -> Response:
+async def _answer_api_error(request: Request, error: Exception) -> Response:
     if not isinstance(error, ApiError):
         raise error
+    record_of(request).note_error(error)
     return error_response(error)
 
 
@@ -111,7 +129,7 @@ async def _answer_limit(metrics: Metrics, request: Request, error: Exception) ->
         raise error
     client = record_of(request).key_id
     metrics.observe_limited(client, error.kind.value)
-    return error_response(to_limit_error(error, client))
+    return await _answer_api_error(request, to_limit_error(error, client))
 
 
 async def _answer_http_error(request: Request, error: Exception) -> Response:
@@ -120,9 +138,9 @@ async def _answer_http_error(request: Request, error: Exception) -> Response:
         raise error
     phrase = HTTPStatus(error.status_code).phrase
     message = f"{phrase}: {request.method} {request.url.path}. What there is: {request.app.docs_url}"
-    return error_response(ApiError(error.status_code, message, headers=dict(error.headers or {})))
+    return await _answer_api_error(request, ApiError(error.status_code, message, headers=dict(error.headers or {})))
 
 
-async def _answer_validation_error(_: Request, error: Exception) -> Response:
+async def _answer_validation_error(request: Request, error: Exception) -> Response:
     """Answers for the parameters that FastAPI itself reads, those of the path."""
-    return error_response(ApiError(400, str(error)))
+    return await _answer_api_error(request, ApiError(400, str(error)))

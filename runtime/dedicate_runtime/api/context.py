@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from dedicate_runtime.api.limits import Admission, Limiter
     from dedicate_runtime.api.readiness import Readiness
     from dedicate_runtime.api.served_model import ServedModel
+    from dedicate_runtime.api.sse import StreamWatch
     from dedicate_runtime.api.usage import Totals, UsageBook
     from dedicate_runtime.engine.interface import Engine
     from dedicate_runtime.metrics import Metrics
@@ -45,7 +46,9 @@ class ApiContext:
     limiter: Limiter | None
     usage: UsageBook
     metrics: Metrics
+    streams: StreamWatch
     text_pool: ThreadPoolExecutor
+    logs_prompts: bool = False
     bodies: BodyReader = field(default_factory=BodyReader)
 
     async def authenticate(self, request: Request) -> None:

@@ -84,6 +84,9 @@ class Generation:
     arrived_at: float
     """When the request came in, by `clock`."""
     clock: Callable[[], float] = time.monotonic
+    texts: dict[int, list[str]] | None = None
+    """Collects what each choice said, where that is to be logged."""
+    finish_reasons: dict[int, str] = field(init=False, default_factory=dict)
     usage: Usage = field(init=False)
     time_to_first_token_s: float | None = field(init=False, default=None)
     _choices: dict[RequestId, _Choice] = field(init=False)
@@ -106,7 +109,10 @@ class Generation:
                 if choice.is_finished:
                     continue
                 delta = self._take(choice, output)
+                if self.texts is not None:
+                    self.texts.setdefault(delta.index, []).append(delta.text)
                 if delta.finish_reason is not None:
+                    self.finish_reasons[delta.index] = delta.finish_reason
                     num_unfinished -= 1
                     if output.finish_reason is None:
                         await self.stream.abort(output.request_id)

@@ -13,12 +13,14 @@ from fastapi import APIRouter
 from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response
 
+from dedicate_runtime.api.access_log import loggable
 from dedicate_runtime.api.answers import ChatCompletion, ChatCompletionChunk, TextCompletion, TextCompletionChunk
 from dedicate_runtime.api.context import ApiContext, check_model
 from dedicate_runtime.api.documentation import OF_GENERATION, answer_docs, body_docs
 from dedicate_runtime.api.errors import ApiError, failed
 from dedicate_runtime.api.formats import AnswerFormat, AnswerHead, ChatFormat, CompletionFormat
 from dedicate_runtime.api.generation import ChoicePlan, Generation, most_tokens, submit
+from dedicate_runtime.api.generation_record import GenerationRecord, build_phases
 from dedicate_runtime.api.logprobs import ChatLogprobs, CompletionLogprobs
 from dedicate_runtime.api.middleware import RequestRecord, record_of
 from dedicate_runtime.api.planning import chat_prompt, check_together, completion_prompts, echoes_of, plan_choices
@@ -65,6 +67,7 @@ def build_generation_router(context: ApiContext) -> APIRouter:
             answer_id=head.answer_id,
         )
         logprobs = ChatLogprobs(served.tokenizer, num_logprobs) if num_logprobs is not None else None
+        _note_generation(context, request, wire, head, plans, prompt=wire.messages)
         return await _answer(context, request, wire, plans, ChatFormat(head, len(plans), logprobs))
 
     async def create_completion(request: HttpRequest) -> Response:
@@ -86,6 +89,7 @@ def build_generation_router(context: ApiContext) -> APIRouter:
                 CompletionLogprobs(served.tokenizer, first_offset=start, shows_specials=shows_specials)
                 for start in starts
             ]
+        _note_generation(context, request, wire, head, plans, prompt=wire.prompt)
         return await _answer(context, request, wire, plans, CompletionFormat(head, len(plans), logprobs, echoes))
 
     needs_key = context.keys is not None
@@ -128,6 +132,28 @@ def _answer_head(wire: GenerationRequest, served: ServedModel, kind: str) -> Ans
     )
 
 
+def _note_generation(
+    context: ApiContext,
+    request: HttpRequest,
+    wire: GenerationRequest,
+    head: AnswerHead,
+    plans: Sequence[ChoicePlan],
+    *,
+    prompt: object,
+) -> None:
+    """Notes what is asked for, so that it is told of requests too that are refused for want of room."""
+    record_of(request).generation = GenerationRecord(
+        operation="chat" if isinstance(wire, ChatCompletionRequest) else "text_completion",
+        answer_id=head.answer_id,
+        requested_model=wire.model,
+        model=head.model,
+        is_stream=wire.stream,
+        num_choices=len(plans),
+        sampling=plans[0].request.sampling,
+        prompt=loggable(prompt) if context.logs_prompts else None,
+    )
+
+
 async def _answer(
     context: ApiContext,
     request: HttpRequest,
@@ -146,11 +172,13 @@ async def _answer(
         metrics=context.metrics,
         problem=lambda: context.readiness.problem,
         arrived_at=record.started_at,
+        texts={} if context.logs_prompts else None,
     )
     if wire.stream:
         record.is_streamed = True
+        context.metrics.observe_stream_start()
         frames = _stream(generation, answer_format, record)
-        return EventStream(frames, partial(_close, generation, record))
+        return EventStream(frames, partial(_close, generation, record), watch=context.streams)
     try:
         return await _collect(generation, answer_format, record, request)
     finally:
@@ -169,15 +197,18 @@ async def _stream(
                 yield frame
         last = answer_format.usage_chunk(generation.usage)
     except ApiError as error:
-        record.has_failed = True
-        last = event(error.envelope())
+        last = _error_event(error, record)
     except Exception:  # noqa: BLE001 - whatever it was, the client is told and the log has it
-        record.has_failed = True
-        _log.exception("A stream met a fault of ours", extra={"request_id": record.request_id})
-        last = event(failed("The server met an unexpected fault.").envelope())
+        _log.exception("A stream met a fault of ours", extra=record.log_fields)
+        last = _error_event(failed("The server met an unexpected fault."), record)
     record.is_cut_short = False
     _note_cost(generation, record)
     yield last + DONE
+
+
+def _error_event(error: ApiError, record: RequestRecord) -> bytes:
+    record.note_error(error)
+    return event(error.envelope())
 
 
 async def _collect(
@@ -203,9 +234,19 @@ async def _collect(
 
 
 async def _close(generation: Generation, record: RequestRecord) -> None:
-    """Frees what the engine holds and notes what the request cost."""
+    """Frees what the engine holds and notes what the request cost and how it went."""
     await generation.aclose()
     _note_cost(generation, record)
+    if record.is_streamed:
+        generation.metrics.observe_stream_end()
+    told = record.generation
+    if told is None:
+        return
+    for index, reason in generation.finish_reasons.items():
+        told.finish_reasons[index] = reason
+    told.phases = build_phases(generation.stream.times)
+    if generation.texts is not None:
+        told.completion = loggable(["".join(generation.texts.get(index, ())) for index in range(told.num_choices)])
 
 
 def _note_cost(generation: Generation, record: RequestRecord) -> None:

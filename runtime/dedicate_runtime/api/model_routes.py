@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
@@ -16,6 +15,7 @@ from dedicate_runtime.api.context import ApiContext, check_model
 from dedicate_runtime.api.documentation import OF_A_BODY, answer_docs, body_docs
 from dedicate_runtime.api.errors import refuse
 from dedicate_runtime.api.model_tokenizer import SPECIAL_TOKEN_NAMES
+from dedicate_runtime.api.paths import add_readable
 from dedicate_runtime.api.planning import encode_text, render_conversation
 from dedicate_runtime.api.schemas import DetokenizeRequest, TokenizeRequest
 from dedicate_runtime.api.sse import encode_json
@@ -56,11 +56,11 @@ def build_model_router(context: ApiContext) -> APIRouter:
         return Response(encode_json({"prompt": text}), media_type="application/json")
 
     guarded = partial(answer_docs, needs_key=context.keys is not None)
-    _add_readable(router, "/v1/models", list_models, guarded(ModelList, summary="List the model and its aliases"))
-    _add_readable(
+    add_readable(router, "/v1/models", list_models, guarded(ModelList, summary="List the model and its aliases"))
+    add_readable(
         router, "/v1/models/{model_id:path}", retrieve_model, guarded(ModelCard, 404, summary="Describe the model")
     )
-    _add_readable(router, "/tokenizer_info", tokenizer_info, guarded(TokenizerInfo, summary="Describe the tokenizer"))
+    add_readable(router, "/tokenizer_info", tokenizer_info, guarded(TokenizerInfo, summary="Describe the tokenizer"))
     for path, endpoint, docs in (
         (
             "/tokenize",
@@ -93,16 +93,10 @@ def build_open_router(context: ApiContext) -> APIRouter:
         return {"version": version("dedicate")}
 
     is_answering = answer_docs(Health, summary="Tell whether completions are answered", needs_key=False)
-    _add_readable(router, "/health", health, is_answering)
+    add_readable(router, "/health", health, is_answering)
     is_running = answer_docs(Version, summary="Tell the version of this software", needs_key=False)
-    _add_readable(router, "/version", show_version, is_running)
+    add_readable(router, "/version", show_version, is_running)
     return router
-
-
-def _add_readable(router: APIRouter, path: str, endpoint: Callable[..., Any], docs: dict[str, Any]) -> None:
-    """Adds a route that answers GET, and HEAD as uptime checks send it; the server leaves out the body."""
-    router.add_api_route(path, endpoint, methods=["GET"], response_model=docs["responses"][200]["model"], **docs)
-    router.add_api_route(path, endpoint, methods=["HEAD"], include_in_schema=False)
 
 
 def _card(served: ServedModel, name: str) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from tokenizers import Tokenizer
 from tokenizers.decoders import DecodeStream
@@ -35,11 +35,12 @@ class StopMatcher:
         self._first_characters = frozenset(stop[0] for stop in self._stops)
         self._longest = max(map(len, self._stops), default=0)
         self._held = ""
+        self.has_stops = bool(self._stops)
         self.matched: str | None = None
 
     def feed(self, text: str) -> str:
         """Takes the next piece and gives what is certain to stand before any stop. After a match it gives nothing."""
-        if not self._stops:
+        if not self.has_stops:
             return text
         if self.matched is not None:
             return ""
@@ -121,8 +122,7 @@ class TokenDecoder:
         return tail
 
 
-@dataclass(frozen=True, slots=True)
-class Piece:
+class Piece(NamedTuple):
     """What some tokens brought: text that is final, how many of the tokens it took, and whether a stop ended it."""
 
     text: str
@@ -153,6 +153,10 @@ class Detokenizer:
 
     def push(self, token_ids: Iterable[int]) -> Piece:
         """Takes tokens in order, up to the one that completes a stop."""
+        if not self._matcher.has_stops:
+            # The hot path: nearly all tokens come this way.
+            texts = [self._decoder.push(token_id) for token_id in token_ids]
+            return Piece("".join(texts), len(texts), stopped=False)
         parts: list[str] = []
         num_tokens = 0
         for token_id in token_ids:

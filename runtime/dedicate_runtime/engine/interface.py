@@ -6,6 +6,7 @@ The API is written against `Engine`; the client of the engine process implements
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
 from enum import Enum
 from typing import Protocol
 
@@ -54,12 +55,28 @@ class EngineObserver(Protocol):
         """The engine process is gone and is about to be replaced."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SequenceTimes:
+    """The life of one sequence, by `time.monotonic`. What it did not live to see is None."""
+
+    submitted_at: float
+    started_at: float | None
+    """Its first step."""
+    first_token_at: float | None
+    ended_at: float
+    """Its last token, or where it was given up."""
+
+
 class OutputStream(Protocol):
     """Outputs of requests that were submitted together, in the order in which steps produced them.
 
     Iteration ends after each request has had its last output. `aclose` aborts what is unfinished; it is safe to call
     twice, and must be called on every path.
     """
+
+    @property
+    def times(self) -> Sequence[SequenceTimes]:
+        """Of the sequences that have ended, in the order in which they did; of all of them once it is closed."""
 
     def __aiter__(self) -> AsyncIterator[SequenceOutput]: ...
 

@@ -9,6 +9,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from dedicate_runtime.engine.interface import SequenceTimes
 from dedicate_runtime.errors import QueueFullError
 
 if TYPE_CHECKING:
@@ -29,6 +30,14 @@ class _Entry:
     submitted_at: float
     started_at: float | None = None
     first_token_at: float | None = None
+
+    def times_until(self, ended_at: float) -> SequenceTimes:
+        return SequenceTimes(
+            submitted_at=self.submitted_at,
+            started_at=self.started_at,
+            first_token_at=self.first_token_at,
+            ended_at=ended_at,
+        )
 
 
 class Ledger:
@@ -101,8 +110,10 @@ class Ledger:
             return False
         if entry.started_at is None:
             self._num_waiting_tokens -= entry.num_prompt_tokens
+        now = time.monotonic()
         if entry.first_token_at is not None and self.observer is not None:
-            self.observer.observe_decode_time(time.monotonic() - entry.first_token_at)
+            self.observer.observe_decode_time(now - entry.first_token_at)
+        entry.stream.note_end(entry.times_until(now))
         return True
 
 

@@ -7,7 +7,7 @@ import json
 
 import pytest
 
-from dedicate_runtime.api.sse import EventStream
+from dedicate_runtime.api.sse import EventStream, StreamWatch
 from tests.unit.runtime.api.wire import KEYS, assert_envelope, chunks_of
 
 BOTH = ("chat", "complete")
@@ -143,7 +143,7 @@ async def test_sse_comments_while_nothing_comes_prefill_included():
             enough.set()
 
     async with asyncio.timeout(10):
-        await EventStream(silence(), close, keep_alive_s=0.01)({"type": "http"}, receive, send)
+        await EventStream(silence(), close, watch=StreamWatch(keep_alive_s=0.01))({"type": "http"}, receive, send)
     assert sent[0]["type"] == "http.response.start"
     assert {message["body"] for message in sent[1:4]} == {b": keep-alive\n\n"}
     assert sent[-2]["body"] == b"data: [DONE]\n\n"

@@ -18,6 +18,7 @@ from tests.unit.runtime.api.wire import assert_envelope
         ("/v1/models/unit/test", True),
         ("/v1/models/unit%2Ftest", True),
         ("/v1/models/alias", True),
+        ("/v1/usage", True),
         ("/tokenizer_info", True),
         ("/health", False),
         ("/version", False),
