@@ -176,8 +176,11 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         self._check_head_bytes()
         if not self._is_in_head:
             return  # a trailer of a chunked body, which must not become a header of a request that is running
-        if name.lower() == b"transfer-encoding" and value.lower() != b"chunked":
+        lower = name.lower()
+        if lower == b"transfer-encoding" and value.lower() != b"chunked":
             raise ApiError(501, "No transfer encoding but chunked is known here.")
+        if lower == b"host" and any(known == lower for known, _ in self.headers):
+            raise ApiError(400, "The request has two Host headers.")
         super().on_header(name, value)
         if len(self.headers) > self._limits.max_headers:
             raise ApiError(431, f"The request has more than {self._limits.max_headers} headers.")

@@ -274,6 +274,7 @@ class TestMalformed:
             b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
             b"CONNECT example.com:443 HTTP/1.1\r\n\r\n",
             b"GET http:// HTTP/1.1\r\n\r\n",
+            b"GET / HTTP/1.1\r\nHost: a\r\nhost: a\r\n\r\n",
             b"GET /\xff HTTP/1.1\r\n\r\n",
             b"POST /unit/tokenize HTTP/1.1\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n",
             b"POST /unit/tokenize HTTP/1.1\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n",
