@@ -6,7 +6,7 @@ Knows neither HTTP nor a wire format. Every path ends in `aclose`, which frees w
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 class ChoicePlan:
     """One choice to generate: its sequence, how its text ends, and what an echo repeats.
 
-    `discards_tokens` is for an answer without new tokens whose prompt must be computed all the same.
+    `discards_tokens` is for an answer without new tokens whose prompt must be computed all the same. `shown_stops` are
+    end tokens whose text belongs to the answer.
     """
 
     index: int
@@ -32,6 +33,7 @@ class ChoicePlan:
     request: Request
     detokenizer: Detokenizer
     discards_tokens: bool = False
+    shown_stops: Mapping[int, str] = field(default_factory=dict)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -156,6 +158,8 @@ class Generation:
             rest = plan.detokenizer.flush()
             delta.text += rest.text
             delta.finish_reason = FinishReason.STOP.value if rest.stopped else output.finish_reason.value
+            if ends_by_id and not rest.stopped:
+                delta.text += plan.shown_stops.get(output.token_ids[-1], "")
 
     def _note_tokens(self, choice: _Choice, count: int) -> None:
         if not count:
