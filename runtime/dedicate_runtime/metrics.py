@@ -49,6 +49,9 @@ class Metrics:
             "request_success", "Choices that came to their end, by why they ended", ["finished_reason"]
         )
         self._streams = self._gauge("streams_open", "Event streams being sent")
+        self._refused_connections = self._counter(
+            "refused_connections", "Connections that were ended before a request could be read, by why", ["reason"]
+        )
         self._durations = self._histogram(
             "request_duration_seconds",
             "Time from a request's first byte to its answer's last, by route",
@@ -158,6 +161,9 @@ class Metrics:
 
     def observe_stream_end(self) -> None:
         self._streams.dec()
+
+    def observe_refused_connection(self, reason: str) -> None:
+        self._refused_connections.labels(reason).inc()
 
     def observe_limited(self, key_id: str, limit: str) -> None:
         self._limited.labels(key_id, limit).inc()

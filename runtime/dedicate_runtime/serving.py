@@ -10,6 +10,7 @@ import contextlib
 import gc
 import logging
 import os
+import resource
 import socket
 import sys
 import time
@@ -21,6 +22,7 @@ import uvicorn
 from prometheus_client import CollectorRegistry
 
 from dedicate_runtime.api.app import create_app
+from dedicate_runtime.api.http_protocol import ConnectionLimits, bounded_protocol
 from dedicate_runtime.api.keys import KeyRing
 from dedicate_runtime.api.limits import Limiter, LimitPolicy
 from dedicate_runtime.api.limits_file import LimitsError, LimitsFile
@@ -54,6 +56,11 @@ _GC_THRESHOLD = 50_000
 times in each step's frame, and now and then at all objects of all streams: a quarter of the time at 1,000."""
 _KEEP_ALIVE_S = 75
 """Longer than the 60 s for which proxies reuse an idle connection, so that they never pick one that is being closed."""
+
+_PROBE_CONNECTIONS = 256
+"""Arbitrary: kubelet and Prometheus need a handful."""
+_OTHER_FILES = 256
+"""Arbitrary: open files that are no connections of clients."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,6 +99,7 @@ async def serve_engine(
     bound_unread(listeners.public, STALLED_READER_S)
     files = MountedFiles(keys=keys, limits_file=limits_file, limiter=limiter, usage=usage, metrics=metrics)
     management = create_management_app(readiness, metrics.registry)
+    public, probing = _connection_limits()
     if settings.log_prompts:
         _log.warning("prompts and answers are written to the log", extra={"option": "--log-prompts"})
     async with contextlib.AsyncExitStack() as stack:
@@ -107,8 +115,8 @@ async def serve_engine(
             logs_prompts=settings.log_prompts,
         )
         await stack.enter_async_context(_in_background(files.watch()))
-        probes = await stack.enter_async_context(_serve(management, listeners.management))
-        api = await stack.enter_async_context(_serve(DirectSend(app), listeners.public))
+        probes = await stack.enter_async_context(_serve(management, listeners.management, probing, metrics))
+        api = await stack.enter_async_context(_serve(DirectSend(app), listeners.public, public, metrics))
         ports = {"port": _port(listeners.public), "management_port": _port(listeners.management)}
         _log.info("listening", extra=ports)
         await _until(stopping, _live(engine, settings, readiness, metrics, started_at), servers=(probes, api))
@@ -215,6 +223,20 @@ async def _tracing(settings: Settings, metrics: Metrics) -> AsyncGenerator[Trace
         await export.aclose()
 
 
+def _connection_limits() -> tuple[ConnectionLimits, ConnectionLimits]:
+    """Lets this process open as many files as it may, and gives what that leaves for clients and for probes."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    public, probing = ConnectionLimits(), ConnectionLimits(max_connections=_PROBE_CONNECTIONS)
+    needed = public.num_files + probing.num_files + _OTHER_FILES
+    allowed = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
+    if soft != resource.RLIM_INFINITY and soft < allowed:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
+    if allowed < needed:
+        _log.warning("few open files are allowed: fewer connections are taken", extra={"limit": allowed})
+        public = public.within(allowed - probing.num_files - _OTHER_FILES)
+    return public, probing
+
+
 class _Server(uvicorn.Server):
     """A server that leaves signals to the composition root."""
 
@@ -235,7 +257,9 @@ async def _in_background(work: Coroutine[None, None, NoReturn]) -> AsyncGenerato
 
 
 @contextlib.asynccontextmanager
-async def _serve(app: ASGIApp, listener: socket.socket) -> AsyncGenerator[asyncio.Future[None], None]:
+async def _serve(
+    app: ASGIApp, listener: socket.socket, limits: ConnectionLimits, metrics: Metrics
+) -> AsyncGenerator[asyncio.Future[None], None]:
     """Serves an application on a socket for as long as the block runs, then lets its connections end.
 
     Gives the server's task, which ends before the block does only by a fault.
@@ -243,7 +267,7 @@ async def _serve(app: ASGIApp, listener: socket.socket) -> AsyncGenerator[asynci
     server = _Server(
         uvicorn.Config(
             app,
-            http="httptools",
+            http=bounded_protocol(limits, on_refusal=metrics.observe_refused_connection),
             ws="none",
             lifespan="off",
             log_config=None,

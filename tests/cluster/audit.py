@@ -22,6 +22,11 @@ class Write:
     answered: str
     holder: str | None
 
+    @property
+    def is_void(self) -> bool:
+        """Whether the API server gave it up at the deadline that came with it, as where a body never arrived."""
+        return self.code == 504
+
     def __str__(self) -> str:
         return f"{self.received} {self.account}: {self.verb} {self.resource} {self.name} -> {self.code}"
 
@@ -60,6 +65,7 @@ class AuditLog:
             str(write)
             for write in writes
             if write.resource != "leases"
+            and not write.is_void
             and not any(
                 account == write.account and begin <= write.received and (not end or write.answered <= end)
                 for account, begin, end in terms

@@ -17,6 +17,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from dedicate_runtime.api.context import ApiContext
+from dedicate_runtime.api.documentation import DESCRIPTION, DocumentedApi
 from dedicate_runtime.api.errors import ApiError
 from dedicate_runtime.api.generation_routes import build_generation_router
 from dedicate_runtime.api.limit_answers import to_limit_error
@@ -87,9 +88,10 @@ def create_app(
         logs_prompts=logs_prompts,
     )
     prefix = f"/{dedicate}"
-    app = FastAPI(
+    app = DocumentedApi(
         title=f"Dedicate: {dedicate}",
         version=version("dedicate"),
+        description=DESCRIPTION,
         docs_url=f"{prefix}/docs",
         redoc_url=None,
         openapi_url=f"{prefix}/openapi.json",

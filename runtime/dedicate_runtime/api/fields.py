@@ -8,9 +8,22 @@ from pydantic import BeforeValidator, Field, PlainValidator, WithJsonSchema
 
 _TEXT_PARTS = {"text": "text", "input_text": "text", "output_text": "text", "refusal": "refusal"}
 """Type of a content part -> the field that holds its text. All but `text` come with answers that are sent back."""
-_MAX_STOPS = 1024
+MAX_MESSAGES = 10_000
+MAX_ITEMS = 1024
+"""Of `stop`, `stop_token_ids`, `end_id`, `logit_bias`, a list of prompts and the tool calls of a message."""
 _MAX_STOP_CHARACTERS = 1024
-"""Both arbitrary, far above what clients send; they bound the work that one request can ask for."""
+"""All arbitrary, far above what clients send; they bound the work that one request can ask for."""
+
+
+def at_most(limit: int, things: str) -> BeforeValidator:
+    """Refuses a longer list or object before anything looks into it."""
+
+    def check(value: object) -> object:
+        if isinstance(value, list | dict) and len(value) > limit:
+            raise ValueError(f"At most {limit} {things}.")
+        return value
+
+    return BeforeValidator(check)
 
 
 def integral(value: object) -> object:
@@ -33,8 +46,8 @@ def _stops(value: object) -> tuple[str, ...]:
         raise ValueError("Must be a string or a list of strings.")
     if not all(stops):
         raise ValueError("An empty string cannot be a stop.")
-    if len(stops) > _MAX_STOPS or any(len(stop) > _MAX_STOP_CHARACTERS for stop in stops):
-        raise ValueError(f"At most {_MAX_STOPS} stops of {_MAX_STOP_CHARACTERS} characters each.")
+    if any(len(stop) > _MAX_STOP_CHARACTERS for stop in stops):
+        raise ValueError(f"At most {_MAX_STOP_CHARACTERS} characters for each stop.")
     return stops
 
 
@@ -48,8 +61,10 @@ def _prompts(value: object) -> tuple[str | tuple[int, ...], ...]:
         )
     if not value:
         raise ValueError("An empty list is no prompt.")
-    if all(type(item) is int for item in value):
+    if type(value[0]) is int and all(type(item) is int for item in value):
         return (_token_ids(value),)
+    if len(value) > MAX_ITEMS:
+        raise ValueError(f"At most {MAX_ITEMS} prompts.")
     if all(isinstance(item, str) for item in value):
         return tuple(value)
     if all(isinstance(item, list) and item for item in value):
@@ -97,10 +112,13 @@ def allow_null(schema: dict[str, Any]) -> None:
 
 Integer = Annotated[int, BeforeValidator(integral)]
 TokenIds = Annotated[tuple[int, ...], PlainValidator(_token_ids), _list_or_one("integer", 0)]
+FewTokenIds = Annotated[TokenIds, at_most(MAX_ITEMS, "token ids")]
 LogitBias = Annotated[
-    dict[str, Annotated[float, Field(ge=-100, le=100, allow_inf_nan=False)]], BeforeValidator(_empty_list_as_map)
+    dict[str, Annotated[float, Field(ge=-100, le=100, allow_inf_nan=False)]],
+    at_most(MAX_ITEMS, "token ids"),
+    BeforeValidator(_empty_list_as_map),
 ]
-Stops = Annotated[tuple[str, ...], PlainValidator(_stops), _list_or_one("string")]
+Stops = Annotated[tuple[str, ...], PlainValidator(_stops), at_most(MAX_ITEMS, "stops"), _list_or_one("string")]
 Prompts = Annotated[
     tuple[str | tuple[int, ...], ...],
     PlainValidator(_prompts),

@@ -14,9 +14,9 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response
 
 from dedicate_runtime.api.access_log import loggable
-from dedicate_runtime.api.body import read_body
+from dedicate_runtime.api.answers import ChatCompletion, ChatCompletionChunk, TextCompletion, TextCompletionChunk
 from dedicate_runtime.api.context import ApiContext, check_model
-from dedicate_runtime.api.documentation import generation_docs
+from dedicate_runtime.api.documentation import OF_GENERATION, answer_docs, body_docs
 from dedicate_runtime.api.errors import ApiError, failed
 from dedicate_runtime.api.formats import AnswerFormat, AnswerHead, ChatFormat, CompletionFormat
 from dedicate_runtime.api.generation import ChoicePlan, Generation, most_tokens, submit
@@ -24,7 +24,7 @@ from dedicate_runtime.api.generation_record import GenerationRecord, build_phase
 from dedicate_runtime.api.logprobs import ChatLogprobs, CompletionLogprobs
 from dedicate_runtime.api.middleware import RequestRecord, record_of
 from dedicate_runtime.api.planning import chat_prompt, check_together, completion_prompts, echoes_of, plan_choices
-from dedicate_runtime.api.schemas import ChatCompletionRequest, CompletionRequest, GenerationRequest, parse_body
+from dedicate_runtime.api.schemas import ChatCompletionRequest, CompletionRequest, GenerationRequest
 from dedicate_runtime.api.sse import DONE, EventStream, cancel_and_wait, event, wait_for_disconnect
 
 if TYPE_CHECKING:
@@ -34,13 +34,24 @@ _log = logging.getLogger(__name__)
 _CLIENT_GONE = 499
 """What the access log says of a client that did not wait; nobody is there to read the answer."""
 
+_MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
+_TURN = {"role": "user", "content": "What is a token?"}
+_CHAT_EXAMPLES = {
+    "whole": {"model": _MODEL, "messages": [_TURN]},
+    "streamed": {"model": _MODEL, "messages": [_TURN], "stream": True, "stream_options": {"include_usage": True}},
+}
+_COMPLETION_EXAMPLES = {
+    "text": {"model": _MODEL, "prompt": "Once upon a time", "max_tokens": 32, "stop": ["\n"]},
+    "likelihood": {"model": _MODEL, "prompt": [1, 2, 3], "echo": True, "logprobs": 1, "max_tokens": 0},
+}
+
 
 def build_generation_router(context: ApiContext) -> APIRouter:
     """Builds the two endpoints that generate."""
     router = APIRouter(tags=["generation"])
 
     async def create_chat_completion(request: HttpRequest) -> Response:
-        wire = parse_body(await read_body(request), ChatCompletionRequest)
+        wire = await context.read(request, ChatCompletionRequest)
         served = context.readiness.require_ready()
         check_model(served, wire.model)
         check_together(wire)
@@ -60,7 +71,7 @@ def build_generation_router(context: ApiContext) -> APIRouter:
         return await _answer(context, request, wire, plans, ChatFormat(head, len(plans), logprobs))
 
     async def create_completion(request: HttpRequest) -> Response:
-        wire = parse_body(await read_body(request), CompletionRequest)
+        wire = await context.read(request, CompletionRequest)
         served = context.readiness.require_ready()
         check_model(served, wire.model)
         check_together(wire)
@@ -81,10 +92,33 @@ def build_generation_router(context: ApiContext) -> APIRouter:
         _note_generation(context, request, wire, head, plans, prompt=wire.prompt)
         return await _answer(context, request, wire, plans, CompletionFormat(head, len(plans), logprobs, echoes))
 
+    needs_key = context.keys is not None
     router.add_api_route(
-        "/v1/chat/completions", create_chat_completion, methods=["POST"], **generation_docs(ChatCompletionRequest)
+        "/v1/chat/completions",
+        create_chat_completion,
+        methods=["POST"],
+        **body_docs(ChatCompletionRequest, _CHAT_EXAMPLES),
+        **answer_docs(
+            ChatCompletion,
+            *OF_GENERATION,
+            summary="Answer a conversation",
+            needs_key=needs_key,
+            chunk=ChatCompletionChunk,
+        ),
     )
-    router.add_api_route("/v1/completions", create_completion, methods=["POST"], **generation_docs(CompletionRequest))
+    router.add_api_route(
+        "/v1/completions",
+        create_completion,
+        methods=["POST"],
+        **body_docs(CompletionRequest, _COMPLETION_EXAMPLES),
+        **answer_docs(
+            TextCompletion,
+            *OF_GENERATION,
+            summary="Continue a raw text",
+            needs_key=needs_key,
+            chunk=TextCompletionChunk,
+        ),
+    )
     return router
 
 

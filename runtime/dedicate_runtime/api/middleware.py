@@ -99,7 +99,7 @@ class RequestMiddleware:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        record = RequestRecord(_request_id(scope))
+        record = RequestRecord(request_id_of(scope["headers"]))
         scope[_SCOPE_KEY] = record
         span = None if self._tracer is None else self._tracer.start(scope, record.started_at)
         record.trace_id = incoming_trace_id(scope["headers"]) if span is None else span.trace_id
@@ -161,9 +161,9 @@ def error_response(error: ApiError) -> JSONResponse:
     return JSONResponse(error.envelope(), status_code=error.status, headers=error.headers)
 
 
-def _request_id(scope: Scope) -> str:
+def request_id_of(headers: Iterable[tuple[bytes, bytes]]) -> str:
     """Takes the client's own id if it is one line of printable characters, and makes one otherwise."""
-    for name, value in scope["headers"]:
+    for name, value in headers:
         if name == b"x-request-id":
             text = str(value, "latin-1")
             if _REQUEST_ID.fullmatch(text):

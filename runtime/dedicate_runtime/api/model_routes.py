@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+from functools import partial
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from fastapi import APIRouter
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 
-from dedicate_runtime.api.body import read_body
+from dedicate_runtime.api.answers import Detokenized, Health, ModelCard, ModelList, Tokenized, TokenizerInfo, Version
 from dedicate_runtime.api.context import ApiContext, check_model
-from dedicate_runtime.api.documentation import body_docs
+from dedicate_runtime.api.documentation import OF_A_BODY, answer_docs, body_docs
 from dedicate_runtime.api.errors import refuse
 from dedicate_runtime.api.model_tokenizer import SPECIAL_TOKEN_NAMES
 from dedicate_runtime.api.paths import add_readable
-from dedicate_runtime.api.planning import render_conversation
-from dedicate_runtime.api.schemas import DetokenizeRequest, TokenizeRequest, parse_body
+from dedicate_runtime.api.planning import encode_text, render_conversation
+from dedicate_runtime.api.schemas import DetokenizeRequest, TokenizeRequest
+from dedicate_runtime.api.sse import encode_json
 
 if TYPE_CHECKING:
     from dedicate_runtime.api.served_model import ServedModel
@@ -39,36 +41,41 @@ def build_model_router(context: ApiContext) -> APIRouter:
         return _tokenizer_info(context.readiness.require_loaded())
 
     async def tokenize(request: Request) -> Response:
-        wire = parse_body(await read_body(request), TokenizeRequest)
+        wire = await context.read(request, TokenizeRequest)
         served = context.readiness.require_loaded()
         check_model(served, wire.model)
-        token_ids = await context.in_pool(_tokenize, wire, served)
-        return JSONResponse(
-            {
-                "count": len(token_ids),
-                "max_model_len": served.info.max_model_len,
-                "tokens": token_ids,
-                "token_strs": [served.tokenizer.text_of(i) for i in token_ids] if wire.return_token_strs else None,
-            }
-        )
+        return Response(await context.in_pool(_tokenize, wire, served), media_type="application/json")
 
     async def detokenize(request: Request) -> Response:
-        wire = parse_body(await read_body(request), DetokenizeRequest)
+        wire = await context.read(request, DetokenizeRequest)
         served = context.readiness.require_loaded()
         check_model(served, wire.model)
         if wire.tokens and max(wire.tokens) >= served.info.vocab_size:
             refuse("tokens", f"tokens: {max(wire.tokens)} is not in the vocabulary.")
         text = await context.in_pool(served.tokenizer.decode, wire.tokens, skip_special_tokens=wire.skip_special_tokens)
-        return JSONResponse({"prompt": text})
+        return Response(encode_json({"prompt": text}), media_type="application/json")
 
-    add_readable(router, "/v1/models", list_models, summary="List the model and its aliases")
-    add_readable(router, "/v1/models/{model_id:path}", retrieve_model, summary="Describe the model")
-    add_readable(router, "/tokenizer_info", tokenizer_info, summary="Describe the tokenizer")
-    for path, endpoint, wire in (
-        ("/tokenize", tokenize, TokenizeRequest),
-        ("/detokenize", detokenize, DetokenizeRequest),
+    guarded = partial(answer_docs, needs_key=context.keys is not None)
+    add_readable(router, "/v1/models", list_models, guarded(ModelList, summary="List the model and its aliases"))
+    add_readable(
+        router, "/v1/models/{model_id:path}", retrieve_model, guarded(ModelCard, 404, summary="Describe the model")
+    )
+    add_readable(router, "/tokenizer_info", tokenizer_info, guarded(TokenizerInfo, summary="Describe the tokenizer"))
+    for path, endpoint, docs in (
+        (
+            "/tokenize",
+            tokenize,
+            body_docs(TokenizeRequest, {"text": {"prompt": "Hello"}})
+            | guarded(Tokenized, *OF_A_BODY, summary="Tokenise a text or a conversation"),
+        ),
+        (
+            "/detokenize",
+            detokenize,
+            body_docs(DetokenizeRequest, {"ids": {"tokens": [1, 2]}})
+            | guarded(Detokenized, *OF_A_BODY, summary="Give the text of token ids"),
+        ),
     ):
-        router.add_api_route(path, endpoint, methods=["POST"], **body_docs(wire, 400, 401))
+        router.add_api_route(path, endpoint, methods=["POST"], **docs)
         # Where a client that knows nothing but the base URL looks for it.
         router.add_api_route(f"/v1{path}", endpoint, methods=["POST"], include_in_schema=False)
     return router
@@ -85,8 +92,10 @@ def build_open_router(context: ApiContext) -> APIRouter:
     async def show_version() -> dict[str, str]:
         return {"version": version("dedicate")}
 
-    add_readable(router, "/health", health, summary="Tell whether completions are answered")
-    add_readable(router, "/version", show_version, summary="Tell the version of this software")
+    is_answering = answer_docs(Health, summary="Tell whether completions are answered", needs_key=False)
+    add_readable(router, "/health", health, is_answering)
+    is_running = answer_docs(Version, summary="Tell the version of this software", needs_key=False)
+    add_readable(router, "/version", show_version, is_running)
     return router
 
 
@@ -119,11 +128,24 @@ def _tokenizer_info(served: ServedModel) -> dict[str, Any]:
     }
 
 
-def _tokenize(wire: TokenizeRequest, served: ServedModel) -> tuple[int, ...]:
+def _tokenize(wire: TokenizeRequest, served: ServedModel) -> bytes:
+    """Writes the answer for a text, or for a conversation; in JSON, for of millions of ids that takes a while, too."""
+    token_ids = _token_ids_of(wire, served)
+    answer = {
+        "count": len(token_ids),
+        "max_model_len": served.info.max_model_len,
+        "tokens": token_ids,
+        "token_strs": [served.tokenizer.text_of(i) for i in token_ids] if wire.return_token_strs else None,
+    }
+    return encode_json(answer)
+
+
+def _token_ids_of(wire: TokenizeRequest, served: ServedModel) -> tuple[int, ...]:
     """Tokenises a text with the tokenizer's specials, or a conversation with its template's, unless told otherwise."""
     if (wire.prompt is None) == (wire.messages is None):
         refuse("prompt", "Exactly one of prompt and messages is needed.")
     if wire.messages is None:
-        return served.tokenizer.encode(wire.prompt or "", add_special_tokens=wire.add_special_tokens is not False)
+        adds_specials = wire.add_special_tokens is not False
+        return encode_text(served, wire.prompt or "", add_special_tokens=adds_specials, param="prompt")
     text = render_conversation(wire.messages, wire, served)
-    return served.tokenizer.encode(text, add_special_tokens=wire.add_special_tokens is True)
+    return encode_text(served, text, add_special_tokens=wire.add_special_tokens is True, param="messages")

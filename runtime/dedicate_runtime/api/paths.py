@@ -26,7 +26,10 @@ class LenientPaths:
         await self._app(scope, receive, send)
 
 
-def add_readable(router: APIRouter, path: str, endpoint: Callable[..., Any], *, summary: str) -> None:
-    """Adds a route that answers GET, and HEAD as uptime checks send it; the server leaves out the body."""
-    router.add_api_route(path, endpoint, methods=["GET"], summary=summary)
+def add_readable(router: APIRouter, path: str, endpoint: Callable[..., Any], docs: dict[str, Any]) -> None:
+    """Adds a route that answers GET, and HEAD as uptime checks send it; the server leaves out the body.
+
+    `docs` are those of `documentation.answer_docs`.
+    """
+    router.add_api_route(path, endpoint, methods=["GET"], response_model=docs["responses"][200]["model"], **docs)
     router.add_api_route(path, endpoint, methods=["HEAD"], include_in_schema=False)

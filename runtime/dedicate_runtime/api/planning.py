@@ -75,7 +75,7 @@ def render_conversation(messages: Sequence[Message], options: TemplateOptions, s
 def chat_prompt(wire: ChatCompletionRequest, served: ServedModel) -> tuple[int, ...]:
     """Renders and tokenises a conversation; the template writes the special tokens."""
     text = render_conversation(wire.messages, wire, served)
-    return _encode(served, text, add_special_tokens=wire.add_special_tokens, param="messages")
+    return encode_text(served, text, add_special_tokens=wire.add_special_tokens, param="messages")
 
 
 def completion_prompts(wire: CompletionRequest, served: ServedModel) -> list[tuple[int, ...]]:
@@ -83,7 +83,7 @@ def completion_prompts(wire: CompletionRequest, served: ServedModel) -> list[tup
     prompts = []
     for prompt in wire.prompt:
         if isinstance(prompt, str):
-            prompts.append(_encode(served, prompt, add_special_tokens=wire.add_special_tokens, param="prompt"))
+            prompts.append(encode_text(served, prompt, add_special_tokens=wire.add_special_tokens, param="prompt"))
             continue
         if max(prompt) >= served.info.vocab_size:
             refuse("prompt", f"prompt: {max(prompt)} is not in the vocabulary of {served.info.vocab_size} tokens.")
@@ -91,7 +91,7 @@ def completion_prompts(wire: CompletionRequest, served: ServedModel) -> list[tup
     return prompts
 
 
-def _encode(served: ServedModel, text: str, *, add_special_tokens: bool, param: str) -> tuple[int, ...]:
+def encode_text(served: ServedModel, text: str, *, add_special_tokens: bool, param: str) -> tuple[int, ...]:
     """Tokenises a text, unless it is so long that it cannot fit: megabytes would keep a thread busy for seconds."""
     least = served.tokenizer.min_tokens_of(text)
     if least > served.info.max_model_len:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, Literal, TypeVar
 
-import msgspec
 from pydantic import (
     BaseModel,
     BeforeValidator,
@@ -20,7 +19,21 @@ from pydantic import (
 )
 
 from dedicate_runtime.api.errors import refuse
-from dedicate_runtime.api.fields import Content, Integer, LogitBias, Prompts, Stops, TokenIds, allow_null, integral
+from dedicate_runtime.api.fields import (
+    MAX_ITEMS,
+    MAX_MESSAGES,
+    Content,
+    FewTokenIds,
+    Integer,
+    LogitBias,
+    Prompts,
+    Stops,
+    TokenIds,
+    allow_null,
+    at_most,
+    integral,
+)
+from dedicate_runtime.api.json_text import MalformedJsonError, parse_json
 from dedicate_runtime.api.unsupported import refuse_unsupported
 
 MAX_LOGPROBS = 20
@@ -102,7 +115,7 @@ class GenerationRequest(_Wire):
     logit_bias: LogitBias = Field(
         default_factory=dict, description="Token id, as a string, to what is added to its logit, -100 to 100."
     )
-    end_id: TokenIds | None = Field(
+    end_id: FewTokenIds | None = Field(
         None, description="Replaces the model's own end-of-sequence ids, which are the default."
     )
     stop: Stops = Field(
@@ -110,7 +123,7 @@ class GenerationRequest(_Wire):
         description="Ends the text before any of these strings, of which there may be up to 1024. Adds to the model's "
         "own end, which is the default. A special token matches by id.",
     )
-    stop_token_ids: TokenIds = Field((), description="Ids that end a sequence, too.")
+    stop_token_ids: FewTokenIds = Field((), description="Ids that end a sequence, too.")
     include_stop_str_in_output: bool = Field(
         default=False, description="Whether the `stop` that ended the text is part of it."
     )
@@ -163,7 +176,7 @@ class Message(_Wire):
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: Content = ""
     name: str | None = None
-    tool_calls: list[dict[str, Any]] | None = None
+    tool_calls: Annotated[list[dict[str, Any]], Field(fail_fast=True), at_most(MAX_ITEMS, "tool calls")] | None = None
     tool_call_id: str | None = None
 
     @model_validator(mode="after")
@@ -171,6 +184,10 @@ class Message(_Wire):
         if "content" not in self.model_fields_set and self.role not in {"assistant", "tool"}:
             raise ValueError(f"A message of role {self.role} needs content.")
         return self
+
+
+Messages = Annotated[list[Message], Field(min_length=1, fail_fast=True), at_most(MAX_MESSAGES, "messages")]
+"""One fault is enough to refuse: to note a million of them would take seconds."""
 
 
 class TemplateOptions(_Wire):
@@ -182,7 +199,7 @@ class TemplateOptions(_Wire):
     continue_final_message: bool = Field(
         default=False, description="Leave the last message open: the answer continues it. Excludes the former."
     )
-    documents: list[dict[str, Any]] = Field(
+    documents: Annotated[list[dict[str, Any]], Field(fail_fast=True), at_most(MAX_ITEMS, "documents")] = Field(
         default_factory=list, description="Texts for a chat template that knows `documents`."
     )
     reasoning_effort: str | None = Field(
@@ -208,8 +225,7 @@ class TemplateOptions(_Wire):
 class ChatCompletionRequest(GenerationRequest, TemplateOptions):
     """`POST /v1/chat/completions`."""
 
-    messages: list[Message] = Field(
-        min_length=1,
+    messages: Messages = Field(
         description="Turns of the roles `system`, `developer` (is system), `user`, `assistant` and `tool`. Content is "
         "a string, a list of text parts, or null where an assistant calls tools.",
     )
@@ -243,7 +259,7 @@ class TokenizeRequest(TemplateOptions):
 
     model: str | None = Field(None, description="As for completions, or absent.")
     prompt: str | None = Field(None, description="A text. Exactly one of `prompt` and `messages` is needed.")
-    messages: list[Message] | None = Field(None, min_length=1, description="A conversation.")
+    messages: Messages | None = Field(None, description="A conversation.")
     add_special_tokens: bool | None = Field(
         None, description="Add the tokenizer's special tokens. Default: true for texts, false for conversations."
     )
@@ -261,21 +277,21 @@ class DetokenizeRequest(_Wire):
 WireT = TypeVar("WireT", bound=_Wire)
 _NOT_FINITE = re.compile(rb'"(\w{1,64})"\s*:\s*[+-]?(?:NaN|Infinity|\d[\d.]*[eE]\+?\d{3,})', re.IGNORECASE)
 """A field whose value is no finite number. Cannot match within a string, where quotes are escaped."""
+_SEARCHED_BYTES = 2**20
+"""Arbitrary: a better sentence is not worth more than milliseconds."""
 
 
 def parse_body(body: bytes, wire: type[WireT]) -> WireT:
     """Reads a request's body.
 
     Raises:
-        ApiError: 400, naming the parameter at fault where there is one.
+        ApiError: 400, naming the parameter at fault where there is one; 413, it holds too much.
     """
     try:
-        data = msgspec.json.decode(body)
-    except RecursionError:
-        refuse(None, "The body is nested too deeply.")
-    except (msgspec.MsgspecError, UnicodeDecodeError, ValueError) as error:
+        data = parse_json(body)
+    except MalformedJsonError:
         _refuse_not_finite(body, wire)
-        refuse(None, f"The body is not valid JSON: {error}")
+        raise
     if not isinstance(data, dict):
         refuse(None, "The body must be a JSON object.")
     refuse_unsupported(data, wire.model_fields)
@@ -290,7 +306,7 @@ def parse_body(body: bytes, wire: type[WireT]) -> WireT:
 
 def _refuse_not_finite(body: bytes, wire: type[_Wire]) -> None:
     """Names the parameter where a number is what keeps the body from being JSON: NaN, Infinity, 1e999."""
-    for match in _NOT_FINITE.finditer(body):
+    for match in _NOT_FINITE.finditer(body, 0, _SEARCHED_BYTES):
         name = str(match[1], "ascii", "replace")
         if name in wire.model_fields:
             refuse(name, f"{name}: Input should be a finite number.")

@@ -8,6 +8,7 @@ from fastapi import APIRouter
 from pydantic import BaseModel, Field
 from starlette.requests import Request
 
+from dedicate_runtime.api.documentation import answer_docs
 from dedicate_runtime.api.middleware import record_of
 from dedicate_runtime.api.paths import add_readable
 
@@ -69,7 +70,9 @@ def build_usage_router(context: ApiContext) -> APIRouter:
             remaining=remaining,
         )
 
-    add_readable(router, "/v1/usage", show_usage, summary="Tell what this key has used, and its limits")
+    summary = "Tell what this key has used, and its limits"
+    docs = answer_docs(UsageReport, summary=summary, needs_key=context.keys is not None)
+    add_readable(router, "/v1/usage", show_usage, docs)
     return router
 
 

@@ -108,7 +108,7 @@ async def test_messages_template_errors(make_api, model_folder, template, told, 
         ({"reasoning_effort": "low"}, "None/low/True/True"),
         ({"reasoning_effort": "none"}, "None/none/False/True"),
         ({"reasoning_effort": "none", "chat_template_kwargs": {"enable_thinking": True}}, "None/none/True/True"),
-        ({"chat_template_kwargs": {"enable_thinking": False, "messages": []}}, "None/None/False/True"),
+        ({"chat_template_kwargs": {"enable_thinking": False}}, "None/None/False/True"),
     ],
     ids=str,
 )
