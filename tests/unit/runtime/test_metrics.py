@@ -6,11 +6,11 @@ import re
 from pathlib import Path
 
 import pytest
-from prometheus_client import CollectorRegistry
+from prometheus_client import CollectorRegistry, Histogram, generate_latest
 
 from dedicate_runtime.core.request import EngineStats
 from dedicate_runtime.engine.interface import EngineLoss, StepKind
-from dedicate_runtime.metrics import Metrics
+from dedicate_runtime.metrics import _TOKEN_BUCKETS, Metrics
 
 API = Path(__file__).parents[3] / "docs" / "api.md"
 STATS = EngineStats(
@@ -125,3 +125,21 @@ def test_all_are_listed_in_the_documents(metrics):
     listed |= {f"dedicate_kv_cache{suffix}" for suffix in re.findall(r"`(_[a-z]+_blocks)`", told)}
     offered = {metric.name for metric in metrics.registry.collect() if not metric.name.startswith("dedicate_process_")}
     assert offered == listed
+
+
+def test_inter_token_latency_counts_as_the_librarys_histogram_does(metrics):
+    """It is ours for speed alone: a scrape shows the same lines, for values on, between and beyond the bounds."""
+    name, theirs = "dedicate_inter_token_latency_seconds", CollectorRegistry()
+    histogram = Histogram(name, "Time", buckets=_TOKEN_BUCKETS, registry=theirs)
+    for seconds in (0.0, 0.001, 0.0011, 0.03, 4.9, 5, 70):
+        histogram.observe(seconds)
+        metrics.observe_tokens(2, 2 * seconds)
+
+    def samples(registry):
+        text = generate_latest(registry).decode()
+        return [
+            line for line in text.splitlines() if line.startswith((f"{name}_bucket", f"{name}_sum", f"{name}_count"))
+        ]
+
+    assert samples(metrics.registry) == samples(theirs)
+    assert len(samples(theirs)) == len(_TOKEN_BUCKETS) + 3
