@@ -33,6 +33,9 @@ if TYPE_CHECKING:
 _MAX_SEQUENCES = 1024
 """Of one request. Arbitrary, over what a queue admits by default: a list must not cost before it is refused."""
 
+_CHARACTERS_PER_TOKEN = 16
+"""Four times what text has. Of a longer one the beginning tells whether it can fit. Arbitrary."""
+
 
 def check_together(wire: GenerationRequest) -> None:
     """Refuses fields that are fine alone and wrong together.
@@ -93,8 +96,12 @@ def completion_prompts(wire: CompletionRequest, served: ServedModel) -> list[tup
 
 def encode_text(served: ServedModel, text: str, *, add_special_tokens: bool, param: str) -> tuple[int, ...]:
     """Tokenises a text, unless it is so long that it cannot fit: megabytes would keep a thread busy for seconds."""
+    context = served.info.max_model_len
     least = served.tokenizer.min_tokens_of(text)
-    if least > served.info.max_model_len:
+    if least <= context < len(text) // _CHARACTERS_PER_TOKEN:
+        beginning = served.tokenizer.encode(text[: context * _CHARACTERS_PER_TOKEN], add_special_tokens=False)
+        least = len(beginning) // 2  # where it is cut off, a token or two may be others
+    if least > context:
         refuse_prompt_length(served, f"{least} tokens or more", param)
     return served.tokenizer.encode(text, add_special_tokens=add_special_tokens)
 
