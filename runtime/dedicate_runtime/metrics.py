@@ -14,6 +14,7 @@ from prometheus_client.registry import Collector
 
 from dedicate_runtime.core.request import EngineStats, ModelInfo
 from dedicate_runtime.engine.interface import EngineLoss, StepKind
+from dedicate_runtime.errors import RefusalReason
 
 _PREFIX = "dedicate"
 _LATENCY_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
@@ -83,10 +84,15 @@ class Metrics:
             "step_seconds", "Duration of a step, by whether it computed prompts", _TOKEN_BUCKETS, ["kind"]
         )
         self._restarts = self._counter("engine_restarts", "Engine processes that were lost, by how", ["cause"])
+        self._refusals = self._counter(
+            "requests_refused", "Requests that the queue had no room for, by the bound that said so", ["reason"]
+        )
         for kind in StepKind:
             self._steps.labels(kind.value)
         for cause in EngineLoss:
             self._restarts.labels(cause.value)
+        for reason in RefusalReason:
+            self._refusals.labels(reason.value)
 
     def _counter(self, name: str, help_: str, labels: Iterable[str] = ()) -> Counter:
         return Counter(f"{_PREFIX}_{name}", help_, labels, registry=self.registry)
@@ -148,6 +154,13 @@ class Metrics:
     def observe_loss(self, cause: EngineLoss) -> None:
         self._restarts.labels(cause.value).inc()
 
+    def observe_refusal(self, reason: RefusalReason) -> None:
+        self._refusals.labels(reason.value).inc()
+
+    def watch_queue(self, read_expected_wait_s: Callable[[], float | None]) -> None:
+        """Exposes how long the queue is, in time, as it is at each scrape; None exposes nothing."""
+        self.registry.register(_QueueCollector(read_expected_wait_s))
+
     def watch_engine(self, read_stats: Callable[[], EngineStats | None]) -> None:
         """Exposes the engine's own numbers, as `read_stats` gives them at each scrape; None exposes none."""
         self.registry.register(_EngineCollector(read_stats))
@@ -183,6 +196,20 @@ class _EngineCollector(Collector):
             yield GaugeMetricFamily(f"{_PREFIX}_{name}", help_, value=value)
         for name, (help_, count) in counters.items():
             yield CounterMetricFamily(f"{_PREFIX}_{name}", help_, value=count)
+
+    def describe(self) -> Iterable[Metric]:
+        return ()
+
+
+class _QueueCollector(Collector):
+    def __init__(self, read_expected_wait_s: Callable[[], float | None]) -> None:
+        self._read_expected_wait_s = read_expected_wait_s
+
+    def collect(self) -> Iterable[Metric]:
+        wait_s = self._read_expected_wait_s()
+        if wait_s is not None:
+            help_ = "Time until the last of those that wait now is expected to have its first step"
+            yield GaugeMetricFamily(f"{_PREFIX}_expected_queue_time_seconds", help_, value=wait_s)
 
     def describe(self) -> Iterable[Metric]:
         return ()

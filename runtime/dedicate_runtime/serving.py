@@ -64,9 +64,17 @@ async def serve_engine(
         keys = KeyRing(settings.api_keys_dir)
     metrics = Metrics(CollectorRegistry())
     metrics.watch_engine(lambda: _stats(engine))
+    metrics.watch_queue(lambda: engine.expected_wait_s)
     engine.tell(metrics)
     readiness = Readiness(engine, stall_s=settings.stall_seconds)
-    app = create_app(engine, readiness=readiness, keys=keys, metrics=metrics, dedicate=settings.dedicate)
+    app = create_app(
+        engine,
+        readiness=readiness,
+        keys=keys,
+        metrics=metrics,
+        dedicate=settings.dedicate,
+        request_timeout_s=settings.request_timeout_seconds,
+    )
     management = create_management_app(readiness, metrics.registry)
     async with _serve(management, listeners.management) as probes, _serve(app, listeners.public) as api:
         ports = {"port": _port(listeners.public), "management_port": _port(listeners.management)}

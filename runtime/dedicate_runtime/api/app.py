@@ -30,7 +30,13 @@ _NUM_TEXT_THREADS = 4
 
 
 def create_app(
-    engine: Engine, *, readiness: Readiness, keys: KeyRing | None, metrics: Metrics, dedicate: str
+    engine: Engine,
+    *,
+    readiness: Readiness,
+    keys: KeyRing | None,
+    metrics: Metrics,
+    dedicate: str,
+    request_timeout_s: float,
 ) -> FastAPI:
     """Builds the API over an engine; it answers 503 until `readiness` knows the model."""
     context = ApiContext(
@@ -39,6 +45,7 @@ def create_app(
         keys=keys,
         metrics=metrics,
         text_pool=ThreadPoolExecutor(_NUM_TEXT_THREADS, thread_name_prefix="text"),
+        request_timeout_s=request_timeout_s,
     )
     prefix = f"/{dedicate}"
     app = FastAPI(

@@ -33,6 +33,8 @@ class ApiContext:
     keys: KeyRing | None
     metrics: Metrics
     text_pool: ThreadPoolExecutor
+    request_timeout_s: float
+    """Most time for one request."""
 
     async def authenticate(self, request: Request) -> None:
         """Notes whose request this is.

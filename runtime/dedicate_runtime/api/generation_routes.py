@@ -15,13 +15,21 @@ from starlette.responses import JSONResponse, Response
 
 from dedicate_runtime.api.body import read_body
 from dedicate_runtime.api.context import ApiContext, check_model
+from dedicate_runtime.api.deadline import deadline_of, terms_of, within_deadline
 from dedicate_runtime.api.documentation import generation_docs
 from dedicate_runtime.api.errors import ApiError, failed
 from dedicate_runtime.api.formats import AnswerFormat, AnswerHead, ChatFormat, CompletionFormat
-from dedicate_runtime.api.generation import ChoicePlan, Generation, submit
+from dedicate_runtime.api.generation import ChoicePlan, Generation, check_room, submit
 from dedicate_runtime.api.logprobs import ChatLogprobs, CompletionLogprobs
 from dedicate_runtime.api.middleware import RequestRecord, record_of
-from dedicate_runtime.api.planning import chat_prompt, check_together, completion_prompts, echoes_of, plan_choices
+from dedicate_runtime.api.planning import (
+    chat_prompt,
+    check_together,
+    completion_prompts,
+    count_choices,
+    echoes_of,
+    plan_choices,
+)
 from dedicate_runtime.api.schemas import ChatCompletionRequest, CompletionRequest, GenerationRequest, parse_body
 from dedicate_runtime.api.sse import DONE, EventStream, cancel_and_wait, event, wait_for_disconnect
 
@@ -42,6 +50,8 @@ def build_generation_router(context: ApiContext) -> APIRouter:
         served = context.readiness.require_ready()
         check_model(served, wire.model)
         check_together(wire)
+        client_id = record_of(request).key_id
+        check_room(context.engine, client_id, count_choices(wire), terms_of(request))
         prompt = await context.in_pool(chat_prompt, wire, served)
         num_logprobs = (wire.top_logprobs or 0) if wire.logprobs else None
         head = _answer_head(wire, served, "chatcmpl")
@@ -52,6 +62,7 @@ def build_generation_router(context: ApiContext) -> APIRouter:
             num_logprobs=num_logprobs,
             prompt_param="messages",
             answer_id=head.answer_id,
+            client_id=client_id,
         )
         logprobs = ChatLogprobs(served.tokenizer, num_logprobs) if num_logprobs is not None else None
         return await _answer(context, request, wire, plans, ChatFormat(head, len(plans), logprobs))
@@ -61,10 +72,18 @@ def build_generation_router(context: ApiContext) -> APIRouter:
         served = context.readiness.require_ready()
         check_model(served, wire.model)
         check_together(wire)
+        client_id = record_of(request).key_id
+        check_room(context.engine, client_id, count_choices(wire), terms_of(request))
         prompts = await context.in_pool(completion_prompts, wire, served)
         head = _answer_head(wire, served, "cmpl")
         plans = plan_choices(
-            wire, served, prompts, num_logprobs=wire.logprobs, prompt_param="prompt", answer_id=head.answer_id
+            wire,
+            served,
+            prompts,
+            num_logprobs=wire.logprobs,
+            prompt_param="prompt",
+            answer_id=head.answer_id,
+            client_id=client_id,
         )
         echoes = echoes_of(wire, served, prompts) if wire.echo else None
         logprobs = None
@@ -73,10 +92,16 @@ def build_generation_router(context: ApiContext) -> APIRouter:
             logprobs = [CompletionLogprobs(served.tokenizer, first_offset=start) for start in starts]
         return await _answer(context, request, wire, plans, CompletionFormat(head, len(plans), logprobs, echoes))
 
+    bounded = partial(within_deadline, longest_s=context.request_timeout_s)
     router.add_api_route(
-        "/v1/chat/completions", create_chat_completion, methods=["POST"], **generation_docs(ChatCompletionRequest)
+        "/v1/chat/completions",
+        bounded(create_chat_completion),
+        methods=["POST"],
+        **generation_docs(ChatCompletionRequest),
     )
-    router.add_api_route("/v1/completions", create_completion, methods=["POST"], **generation_docs(CompletionRequest))
+    router.add_api_route(
+        "/v1/completions", bounded(create_completion), methods=["POST"], **generation_docs(CompletionRequest)
+    )
     return router
 
 
@@ -98,7 +123,7 @@ async def _answer(
     answer_format: AnswerFormat,
 ) -> Response:
     """Submits the sequences and answers with what they bring."""
-    stream = await submit(context.engine, [plan.request for plan in plans])
+    stream = await submit(context.engine, [plan.request for plan in plans], terms_of(request))
     record = record_of(request)
     generation = Generation(
         plans=plans,
@@ -106,6 +131,7 @@ async def _answer(
         metrics=context.metrics,
         problem=lambda: context.readiness.problem,
         arrived_at=record.started_at,
+        deadline=deadline_of(request),
     )
     if wire.stream:
         frames = _stream(generation, answer_format, record)

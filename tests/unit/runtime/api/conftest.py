@@ -85,7 +85,8 @@ class FakeStream:
                 await asyncio.sleep(0)
                 if self._engine.script.hang_after is not None and step >= self._engine.script.hang_after:
                     self._engine.is_hanging.set()
-                    await asyncio.Event().wait()
+                    await self._engine.closed.wait()
+                    return
                 if request_id in self._engine.aborted:
                     del pending[request_id]
                     continue
@@ -117,6 +118,8 @@ class FakeEngine:
     streams: list = field(default_factory=list)
     aborted: list = field(default_factory=list)
     last_progress_s: float = 0.0
+    knocks: list = field(default_factory=list)
+    refusal: Exception | None = None
     on_failure: Callable[[], None] = lambda: None
     is_hanging: asyncio.Event = field(default_factory=asyncio.Event)
     closed: asyncio.Event = field(default_factory=asyncio.Event)
@@ -135,9 +138,16 @@ class FakeEngine:
             last_step_s=0.5,
         )
 
-    async def submit(self, requests):
+    expected_wait_s = None
+
+    def check_room(self, client_id, num_sequences, terms):
+        self.knocks.append((client_id, num_sequences, terms))
+        if self.refusal is not None:
+            raise self.refusal
+
+    async def submit(self, requests, terms):
         if self.script.queue_full:
-            raise QueueFullError("full")
+            raise QueueFullError("full", retry_after_s=2.5)
         if self.state is not EngineState.READY:
             raise EngineUnavailableError("not ready")
         self.requests.extend(requests)
@@ -271,7 +281,14 @@ def make_api(model_folder, keys_dir):
             readiness.start_serving(load_served_model(info, settings))
         metrics = Metrics(CollectorRegistry())
         keys = KeyRing(keys_dir) if settings.auth.value == "api-key" else None
-        app = create_app(engine, readiness=readiness, keys=keys, metrics=metrics, dedicate="unit")
+        app = create_app(
+            engine,
+            readiness=readiness,
+            keys=keys,
+            metrics=metrics,
+            dedicate="unit",
+            request_timeout_s=settings.request_timeout_seconds,
+        )
         client = httpx.AsyncClient(
             transport=httpx.ASGITransport(app),
             base_url="http://unit.test",
