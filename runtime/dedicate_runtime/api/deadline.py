@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     from starlette.datastructures import Headers
 
 TIMEOUT_HEADER = "x-request-timeout"
-_SECONDS = re.compile(r"\d{1,9}(\.\d{1,9})?")
-"""Plain decimals: there is one spelling of a time, and neither `1e999` nor `nan` is one."""
+TIMEOUT_PATTERN = r"^(?=.*[1-9])[0-9]{1,9}(\.[0-9]{1,9})?$"
+"""Plain decimals over 0: there is one spelling of a time, and neither `1e999` nor `nan` is one."""
 _RETRY_HEADER = "x-stainless-retry-count"
 """What the clients of OpenAI's family number their attempts with; others are not told from new requests."""
 _SCOPE_KEY = "dedicate.deadline"
@@ -70,7 +70,7 @@ def parse_timeout_s(headers: Headers, *, longest_s: float) -> float:
     if not values:
         return longest_s
     text = values[0].strip()
-    if len(values) > 1 or not _SECONDS.fullmatch(text) or not float(text):
+    if len(values) > 1 or not re.fullmatch(TIMEOUT_PATTERN, text):
         refuse(TIMEOUT_HEADER, f"{TIMEOUT_HEADER} must be a number of seconds over 0, such as 30 or 2.5.")
     return min(float(text), longest_s)
 

@@ -6,6 +6,8 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from dedicate_runtime.api.deadline import TIMEOUT_HEADER, TIMEOUT_PATTERN
+
 _ERROR_SCHEMA = {
     "type": "object",
     "required": ["error"],
@@ -29,6 +31,15 @@ _ERRORS = {
     413: "The body is too large",
     429: "The queue is full; see Retry-After",
     503: "Loading or draining; see Retry-After",
+    504: "The time of `x-request-timeout`, or the server's own limit, is over",
+}
+_TIMEOUT_PARAMETER = {
+    "name": TIMEOUT_HEADER,
+    "in": "header",
+    "required": False,
+    "description": "Seconds from the request's first byte within which the answer is wanted; the server has a limit of "
+    "its own",
+    "schema": {"type": "string", "pattern": TIMEOUT_PATTERN, "example": "30"},
 }
 
 
@@ -50,6 +61,7 @@ def body_docs(wire: type[BaseModel], *statuses: int) -> dict[str, Any]:
 def generation_docs(wire: type[BaseModel]) -> dict[str, Any]:
     """Documents an endpoint that answers whole or as a stream."""
     docs = body_docs(wire, *_ERRORS)
+    docs["openapi_extra"]["parameters"] = [_TIMEOUT_PARAMETER]
     docs["responses"][200] = {
         "description": "The answer, or a stream of its chunks that ends with `data: [DONE]`",
         "content": {"application/json": {}, "text/event-stream": {}},

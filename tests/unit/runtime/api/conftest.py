@@ -80,7 +80,7 @@ class FakeStream:
     async def __aiter__(self):
         pending = {request.request_id: self._engine.outputs_for(request) for request in self._requests}
         step = 0
-        while pending:
+        while pending and not self.is_closed:
             for request_id, outputs in list(pending.items()):
                 await asyncio.sleep(0)
                 if self._engine.script.hang_after is not None and step >= self._engine.script.hang_after:
@@ -254,9 +254,9 @@ class Api:
 
 @pytest.fixture
 def make_api(model_folder, keys_dir):
-    """Build an application; options are those of the command line."""
+    """Build an application; options are those of the command line, the engine a fake one unless another is made."""
 
-    def build(*options, folder=model_folder, serving=True, context=CONTEXT):
+    def build(*options, folder=model_folder, serving=True, context=CONTEXT, make_engine=FakeEngine):
         settings = parse_settings(
             [
                 *("--model", str(folder), "--served-model-name", "unit/test", "--served-model-name", "alias"),
@@ -275,7 +275,7 @@ def make_api(model_folder, keys_dir):
             num_kv_blocks=4,
             block_size=16,
         )
-        engine = FakeEngine(info, tokenizer)
+        engine = make_engine(info, tokenizer)
         readiness = Readiness(engine, stall_s=STALL_S)
         if serving:
             readiness.start_serving(load_served_model(info, settings))
