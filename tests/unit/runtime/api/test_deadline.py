@@ -73,7 +73,7 @@ async def test_malformed_header_is_400_naming_it(api):
 
 
 async def post_late(make_api, **fields):
-    """Ask both endpoints of engines that hang before the first token and after two; all at once, for each takes a second."""
+    """Ask both endpoints of engines that hang before the first token and after two; each takes a second, so at once."""
     apis = [(make_api(), path, hang_after) for path in PATHS for hang_after in (0, 2)]
     for api, _, hang_after in apis:
         api.script(hang_after=hang_after)
