@@ -92,6 +92,19 @@ def test_clients_that_always_have_something_waiting_take_turns():
     assert server.clients == "abcabcabab"
 
 
+def test_nobody_saves_up_by_asking_for_nothing():
+    server = Server()
+    server.add("b")
+    for _ in range(10):
+        server.add("a")
+    while server.clients.count("a") < 6:
+        server.step()
+    for _ in range(4):
+        server.add("b")
+    server.finish()
+    assert server.clients[server.clients.rindex("aaaaaa") :] == "aaaaaababababa"
+
+
 def test_dear_sequences_come_less_often():
     server = Server()
     for _ in range(4):
