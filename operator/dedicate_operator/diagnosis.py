@@ -32,6 +32,7 @@ EXIT_REASONS: Mapping[int, str] = {
 }
 SECRET_NOT_FOUND = "SecretNotFound"  # noqa: S105 - a reason
 CLAIM_NOT_FOUND = "ClaimNotFound"
+CONFIG_MAP_NOT_FOUND = "ConfigMapNotFound"
 UNSCHEDULABLE = "Unschedulable"
 
 _IMAGE_PULL_REASONS = frozenset(
@@ -41,6 +42,9 @@ _START_REASONS = frozenset({"CreateContainerError", "RunContainerError", "StartE
 _MISSING_SECRET = re.compile(
     r'secret "(?P<name>[^"]+)" not found|couldn\'t find key \S+ in Secret (?P<keyed>\S+)'
     r"|references non-existent secret key: (?P<key>\S+)"
+)
+_MISSING_CONFIG_MAP = re.compile(
+    r'configmap "[^"]+" not found|couldn\'t find key \S+ in ConfigMap|references non-existent config key: '
 )
 _MISSING_CLAIM = re.compile(r'persistentvolumeclaim "[^"]+" not found')
 _BACK_OFF_PREFIX = re.compile(r'^Back-off pulling image "[^"]*": (ErrImagePull: )?')
@@ -122,8 +126,7 @@ def _diagnose_container(status: Json, startup_timeout_s: int) -> Cause | None:
     if reason in _IMAGE_PULL_REASONS:
         return Cause("ImagePull", _BACK_OFF_PREFIX.sub("", message) or f"{container.get('image')} cannot be pulled")
     if reason == "CreateContainerConfigError":
-        missing = _MISSING_SECRET.search(message)
-        return Cause(SECRET_NOT_FOUND if missing else "ContainerConfig", message)
+        return Cause(_find_missing(message) or "ContainerConfig", message)
     if reason in _START_REASONS:
         return Cause("ContainerStart", message)
     terminated = state.get("terminated") or last.get("terminated")
@@ -152,12 +155,19 @@ def _diagnose_exit(terminated: Mapping[str, Any], *, has_started: bool, timeout_
 def _diagnose_event(event: Json) -> Cause | None:
     reason, message = event.get("reason"), str(event.get("message", ""))
     if reason in {"FailedMount", "FailedAttachVolume"}:
-        if _MISSING_SECRET.search(message):
-            return Cause(SECRET_NOT_FOUND, message)
-        return Cause(CLAIM_NOT_FOUND if _MISSING_CLAIM.search(message) else "VolumeMount", message)
+        return Cause(_find_missing(message) or "VolumeMount", message)
     if reason == "FailedCreatePodSandBox":
         return Cause("PodSandbox", message)
     return None
+
+
+def _find_missing(message: str) -> str | None:
+    """Return the reason for an object, or an entry of one, that the kubelet looks for in vain."""
+    if _MISSING_SECRET.search(message):
+        return SECRET_NOT_FOUND
+    if _MISSING_CONFIG_MAP.search(message):
+        return CONFIG_MAP_NOT_FOUND
+    return CLAIM_NOT_FOUND if _MISSING_CLAIM.search(message) else None
 
 
 def _find_container(status: Json) -> Json | None:

@@ -33,6 +33,8 @@ SERVICE_PORT = 80
 
 KEYS_VOLUME = "api-keys"
 KEYS_DIR = "/etc/dedicate/keys"
+LIMITS_VOLUME = "limits"
+LIMITS_DIR = "/etc/dedicate/limits"
 MODELS_VOLUME = "model"
 MODELS_DIR = "/models"
 CACHE_VOLUME = "cache"

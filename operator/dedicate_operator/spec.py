@@ -137,9 +137,18 @@ class Scheduling:
 
 
 @dataclass(frozen=True, slots=True)
+class ConfigMapEntry:
+    """One file of a ConfigMap that is mounted as a folder."""
+
+    name: str
+    key: str
+
+
+@dataclass(frozen=True, slots=True)
 class Auth:
     mode: AuthMode = "APIKey"
     api_keys_secret: str | None = None
+    limits: ConfigMapEntry | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -327,9 +336,11 @@ def _parse_scheduling(scheduling: Fields) -> Scheduling:
 
 def _parse_auth(auth: Fields) -> Auth:
     secret = auth.optional_child("apiKeysSecretRef")
+    limits = auth.optional_child("limitsConfigMapRef")
     return Auth(
         mode=cast("AuthMode", auth.choice("mode", get_args(AuthMode), "APIKey")),
         api_keys_secret=secret.text("name") if secret else None,
+        limits=ConfigMapEntry(limits.text("name"), limits.optional_text("key") or "limits.yaml") if limits else None,
     )
 
 

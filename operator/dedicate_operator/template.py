@@ -133,6 +133,8 @@ def build_args(endpoint: Endpoint) -> list[str]:
         args += ["--auth", "none"]
     else:
         args += ["--auth", "api-key", "--api-keys-dir", names.KEYS_DIR]
+    if spec.auth.limits is not None:
+        args += ["--limits-file", f"{names.LIMITS_DIR}/{spec.auth.limits.key}"]
     args += ["--port", str(names.API_PORT), "--management-port", str(names.MANAGEMENT_PORT)]
     args += ["--drain-seconds", str(spec.drain_s), "--failure-file", names.FAILURE_FILE]
     return [*args, *spec.runtime.args]
@@ -188,6 +190,9 @@ def _build_mounts(endpoint: Endpoint) -> list[Manifest]:
     ]
     if select_keys_secret(endpoint) is not None:
         mounts.append({"name": names.KEYS_VOLUME, "mountPath": names.KEYS_DIR, "readOnly": True})
+    if endpoint.spec.auth.limits is not None:
+        # The whole folder: a single file mounted by subPath is never renewed by the kubelet.
+        mounts.append({"name": names.LIMITS_VOLUME, "mountPath": names.LIMITS_DIR, "readOnly": True})
     if isinstance(endpoint.spec.model.source, ClaimSource):
         mounts.append({"name": names.MODELS_VOLUME, "mountPath": names.MODELS_DIR, "readOnly": True})
     if endpoint.spec.cache is not None:
@@ -204,6 +209,9 @@ def _build_volumes(endpoint: Endpoint) -> list[Manifest]:
     secret = select_keys_secret(endpoint)
     if secret is not None:
         volumes.append({"name": names.KEYS_VOLUME, "secret": {"secretName": secret, "defaultMode": 0o440}})
+    if spec.auth.limits is not None:
+        config_map = {"name": spec.auth.limits.name, "defaultMode": 0o440}
+        volumes.append({"name": names.LIMITS_VOLUME, "configMap": config_map})
     if isinstance(spec.model.source, ClaimSource):
         claim = {"claimName": spec.model.source.claim}
         volumes.append({"name": names.MODELS_VOLUME, "persistentVolumeClaim": claim})

@@ -29,6 +29,7 @@ class Metrics:
         self.registry = registry
         ProcessCollector(namespace=_PREFIX, registry=registry)
         self._add_request_instruments()
+        self._add_file_instruments()
         self._add_engine_instruments()
         self._model = self._gauge(
             "model_info", "The loaded model; always 1", ["model", "dtype", "device", "attention_backend"]
@@ -65,6 +66,9 @@ class Metrics:
         self._generation_lengths = self._histogram(
             "request_generation_tokens", "Tokens that a request generated, all choices together", _LENGTH_BUCKETS
         )
+        self._limited = self._counter(
+            "rate_limited_requests", "Requests refused because of a limit of their client", ["key_id", "limit"]
+        )
         self._prompt_tokens = self._counter("prompt_tokens", "Prompt tokens of answered requests", ["key_id"])
         self._completion_tokens = self._counter(
             "completion_tokens", "Tokens generated for answered requests", ["key_id"]
@@ -93,6 +97,12 @@ class Metrics:
             self._restarts.labels(cause.value)
         for reason in RefusalReason:
             self._refusals.labels(reason.value)
+
+    def _add_file_instruments(self) -> None:
+        self._num_keys = self._gauge("api_keys", "API keys that are accepted")
+        self._reloads = self._gauge(
+            "config_last_reload_successful", "Whether a mounted file is in use as it is now, by file", ["file"]
+        )
 
     def _counter(self, name: str, help_: str, labels: Iterable[str] = ()) -> Counter:
         return Counter(f"{_PREFIX}_{name}", help_, labels, registry=self.registry)
@@ -127,6 +137,21 @@ class Metrics:
             self._latencies.observe(duration_s)
             self._prompt_lengths.observe(num_prompt_tokens)
             self._generation_lengths.observe(num_completion_tokens)
+
+    def observe_limited(self, key_id: str, limit: str) -> None:
+        self._limited.labels(key_id, limit).inc()
+
+    def observe_keys(self, count: int, *, is_current: bool) -> None:
+        self._num_keys.set(count)
+        self._reloads.labels("api_keys").set(is_current)
+
+    def observe_limits(self, *, is_current: bool) -> None:
+        self._reloads.labels("limits").set(is_current)
+
+    def forget_client(self, key_id: str) -> None:
+        """Drops the series of a client that is gone, so that they do not grow with every rotation of keys."""
+        for counter in (self._requests, self._limited, self._prompt_tokens, self._completion_tokens):
+            counter.remove_by_labels({"key_id": key_id})
 
     def observe_first_token(self, seconds: float) -> None:
         self._first_tokens.observe(seconds)

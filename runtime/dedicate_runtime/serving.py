@@ -18,9 +18,13 @@ from prometheus_client import CollectorRegistry
 
 from dedicate_runtime.api.app import create_app
 from dedicate_runtime.api.keys import KeyRing
+from dedicate_runtime.api.limits import Limiter, LimitPolicy
+from dedicate_runtime.api.limits_file import LimitsError, LimitsFile
 from dedicate_runtime.api.management import create_management_app
+from dedicate_runtime.api.mounted_files import MountedFiles
 from dedicate_runtime.api.readiness import Readiness
 from dedicate_runtime.api.served_model import load_served_model
+from dedicate_runtime.api.usage import UsageBook
 from dedicate_runtime.engine.interface import EngineState
 from dedicate_runtime.errors import ExitCode, StartError
 from dedicate_runtime.metrics import Metrics
@@ -62,6 +66,9 @@ async def serve_engine(
     keys = None
     if settings.auth is AuthMode.API_KEY and settings.api_keys_dir is not None:
         keys = KeyRing(settings.api_keys_dir)
+    limits_file = LimitsFile(settings.limits_file) if settings.limits_file is not None else None
+    limiter = Limiter(_read_limits(limits_file)) if limits_file is not None else None
+    usage = UsageBook(since=int(time.time()))
     metrics = Metrics(CollectorRegistry())
     metrics.watch_engine(lambda: _stats(engine))
     metrics.watch_queue(lambda: engine.expected_wait_s)
@@ -71,12 +78,19 @@ async def serve_engine(
         engine,
         readiness=readiness,
         keys=keys,
+        limiter=limiter,
+        usage=usage,
         metrics=metrics,
         dedicate=settings.dedicate,
         request_timeout_s=settings.request_timeout_seconds,
     )
+    files = MountedFiles(keys=keys, limits_file=limits_file, limiter=limiter, usage=usage, metrics=metrics)
     management = create_management_app(readiness, metrics.registry)
-    async with _serve(management, listeners.management) as probes, _serve(app, listeners.public) as api:
+    async with (
+        _in_background(files.watch()),
+        _serve(management, listeners.management) as probes,
+        _serve(app, listeners.public) as api,
+    ):
         ports = {"port": _port(listeners.public), "management_port": _port(listeners.management)}
         _log.info("listening", extra=ports)
         await _until(stopping, _live(engine, settings, readiness, metrics, started_at), servers=(probes, api))
@@ -86,6 +100,18 @@ async def serve_engine(
         _log.info("draining", extra={"drain_seconds": settings.drain_seconds})
         await engine.drain(settings.drain_seconds)
         _log.info("drained")
+
+
+def _read_limits(file: LimitsFile) -> LimitPolicy:
+    """Reads the limits for the first time.
+
+    Raises:
+        StartError: they cannot be used; the sentence names the field.
+    """
+    try:
+        return file.read_if_changed() or LimitPolicy()
+    except LimitsError as error:
+        raise StartError(ExitCode.INVALID_ARGUMENTS, str(error)) from error
 
 
 async def _live(
@@ -147,6 +173,17 @@ class _Server(uvicorn.Server):
     @contextlib.contextmanager
     def capture_signals(self) -> Generator[None, None, None]:
         yield
+
+
+@contextlib.asynccontextmanager
+async def _in_background(work: Coroutine[None, None, NoReturn]) -> AsyncGenerator[None, None]:
+    """Runs endless work for as long as the block runs."""
+    task = asyncio.ensure_future(work)
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
 
 
 @contextlib.asynccontextmanager

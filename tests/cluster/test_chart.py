@@ -87,5 +87,8 @@ def test_the_operators_pod_is_restricted(kubectl):
 
 @pytest.mark.parametrize("path", sorted((REPOSITORY / "examples").glob("*.yaml")), ids=lambda path: path.stem)
 def test_examples_pass_every_rule(path: Path, kubectl):
-    stored = kubectl(path.read_text(), f"--namespace={_NAMESPACE}")
-    assert stored["spec"]["model"]["uri"] == yaml.safe_load(path.read_text())["spec"]["model"]["uri"]
+    *beside, endpoint = yaml.safe_load_all(path.read_text())
+    for resource in beside:
+        assert kubectl(yaml.safe_dump(resource), f"--namespace={_NAMESPACE}")["kind"] == resource["kind"]
+    stored = kubectl(yaml.safe_dump(endpoint), f"--namespace={_NAMESPACE}")
+    assert stored["spec"]["model"]["uri"] == endpoint["spec"]["model"]["uri"]

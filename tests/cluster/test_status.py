@@ -123,8 +123,17 @@ def test_deleted_generated_secret_is_made_again_when_a_pod_misses_it(namespace, 
     assert secret["data"]["default"] != first
 
 
-def record_failed_mount(namespace, pod, secret):
-    message = f'MountVolume.SetUp failed for volume "api-keys" : secret "{secret}" not found'
+def test_missing_limits_are_seen_in_events_without_a_right_to_read_them(namespace):
+    namespace.apply("seallm", {**SMALLEST, "auth": {"limitsConfigMapRef": {"name": "team-limits"}}})
+    pod = eventually(lambda: namespace.pods("seallm"))[0]
+    namespace.set_pod_status(pod, waiting("ContainerCreating"))
+    record_failed_mount(namespace, pod, "team-limits", kind="configmap")
+    namespace.await_condition("seallm", "WorkloadAvailable", "False", "ConfigMapNotFound", timeout_s=5)
+    assert '"team-limits"' in namespace.message("seallm", "Ready")
+
+
+def record_failed_mount(namespace, pod, name, kind="secret"):
+    message = f'MountVolume.SetUp failed for volume "mounted" : {kind} "{name}" not found'
     reference = {"kind": "Pod", "namespace": namespace.name, **{key: pod["metadata"][key] for key in ("name", "uid")}}
     event = {
         "metadata": {"name": f"{pod['metadata']['name']}.1"},

@@ -65,6 +65,17 @@ def create(api: Api, spec, name="bad"):
             "spec.auth.apiKeysSecretRef",
             "APIKey only",
         ),
+        (
+            HUB | {"auth": {"mode": "None", "limitsConfigMapRef": {"name": "l"}}},
+            "spec.auth.limitsConfigMapRef",
+            "APIKey only",
+        ),
+        (HUB | {"auth": {"limitsConfigMapRef": {"key": "x"}}}, "spec.auth.limitsConfigMapRef.name", "Required value"),
+        (
+            HUB | {"auth": {"limitsConfigMapRef": {"name": "l", "key": "a/b"}}},
+            "spec.auth.limitsConfigMapRef.key",
+            "should match",
+        ),
         (HUB | {"route": {"type": "None", "host": "a.example"}}, "spec.route.type", "Ingress only"),
         (HUB | {"route": {"type": "HTTPRoute"}}, "spec.route.type", "Unsupported value"),
         (HUB | {"route": {"maxBodySize": "1Mi"}}, "spec.route.maxBodySize", "IngressNGINX only"),
@@ -97,6 +108,7 @@ def test_bad_name_is_refused(admin, name):
         HUB | {"route": {"controllerProfile": "IngressNGINX", "maxBodySize": "1Mi", "tls": {}}},
         HUB | {"resources": {"requests": {"cpu": 2, "memory": "1Gi"}}},
         HUB | {"auth": {"mode": "None"}, "route": {"type": "None"}},
+        HUB | {"auth": {"limitsConfigMapRef": {"name": "team-limits"}}},
     ],
 )
 def test_good_specification_is_taken(admin, spec):

@@ -110,7 +110,8 @@ def build_resource(spec, name="seallm"):
 
 
 def read_example(path):
-    example = yaml.safe_load(path.read_text())
+    """The endpoint of an example, which is the last of its objects, as the API server stores it."""
+    *_, example = yaml.safe_load_all(path.read_text())
     return example | {"metadata": {"namespace": "team", "uid": "0b5c", "generation": 1} | example["metadata"]}
 
 
@@ -154,7 +155,11 @@ FULL_SPEC = {
     "accelerator": {"count": 1},
     "startup": {"timeoutSeconds": 601},
     "termination": {"preStopSeconds": 5, "drainSeconds": 60},
-    "auth": {"mode": "APIKey", "apiKeysSecretRef": {"name": "chat-keys"}},
+    "auth": {
+        "mode": "APIKey",
+        "apiKeysSecretRef": {"name": "chat-keys"},
+        "limitsConfigMapRef": {"name": "chat-limits", "key": "chat.yaml"},
+    },
 }
 SPECS = {
     "smallest": {"model": HUB},
@@ -162,6 +167,7 @@ SPECS = {
     "claim": {"model": {"uri": "pvc://models/smollm", "servedName": "smollm"}, "accelerator": {"count": 0}},
     "claim-root": {"model": {"uri": "pvc://models"}},
     "no-auth": {"model": HUB, "auth": {"mode": "None"}},
+    "limits": {"model": HUB, "auth": {"mode": "APIKey", "limitsConfigMapRef": {"name": "team-limits"}}},
     "no-pre-stop": {"model": HUB, "termination": {"preStopSeconds": 0, "drainSeconds": 0}},
     "existing-claim": {"model": HUB, "cache": {"existingClaim": {"name": "hub"}}},
     **{f"dtype-{dtype}": {"model": HUB | {"dtype": dtype}} for dtype in ("Auto", "Float32", "BFloat16", "Float16")},

@@ -75,6 +75,7 @@ HUB = {"uri": "hf://a/b", "tokenSecretRef": {"name": "hub"}}
 PROBES = [
     {"model": HUB, "cache": {"emptyDir": {}}, "route": {"tls": {}}},
     {"model": HUB, "cache": {"persistentVolumeClaim": {"size": "1Gi"}}, "auth": {"apiKeysSecretRef": {"name": "a"}}},
+    {"model": HUB, "auth": {"limitsConfigMapRef": {"name": "a"}}},
     {"model": HUB, "cache": {"existingClaim": {"name": "a"}}, "runtime": {"imagePullSecrets": [{"name": "a"}]}},
     {"model": {"uri": "pvc://claim/path"}},
 ]

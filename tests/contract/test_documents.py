@@ -91,7 +91,7 @@ def _reasons_in(node):
         yield from _literals(node.args[2])
     if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
         name = node.targets[0].id
-        if name in {"reason", "SECRET_NOT_FOUND", "CLAIM_NOT_FOUND", "UNSCHEDULABLE"}:
+        if name in {"reason", "SECRET_NOT_FOUND", "CLAIM_NOT_FOUND", "CONFIG_MAP_NOT_FOUND", "UNSCHEDULABLE"}:
             yield from _literals(node.value)
 
     if isinstance(node, ast.FunctionDef) and node.name.endswith("_reason"):

@@ -5,6 +5,8 @@ import pytest
 import yaml
 
 from dedicate_operator.spec import parse_endpoint
+from dedicate_runtime.api.limits import Limits
+from dedicate_runtime.api.limits_file import parse_limits
 from dev.paths import REPOSITORY
 
 EXAMPLES = sorted((REPOSITORY / "examples").glob("*.yaml"))
@@ -13,7 +15,8 @@ EXAMPLES = sorted((REPOSITORY / "examples").glob("*.yaml"))
 def validate(text, schema):
     validator = jsonschema.Draft7Validator(schema)
     for resource in yaml.safe_load_all(text):
-        validator.validate(resource)
+        if resource["kind"] == "DedicatedEndpoint":
+            validator.validate(resource)
 
 
 @pytest.fixture(params=EXAMPLES, ids=lambda path: path.stem)
@@ -28,6 +31,7 @@ def test_there_is_one_for_each_promise():
         "pvc-model",
         "cpu-only",
         "two-replicas",
+        "limits",
     }
 
 
@@ -36,11 +40,34 @@ def test_it_meets_the_schema(example, closed_schema):
 
 
 def test_it_is_one_commented_resource_without_a_namespace(example):
+    """What the resource refers to may stand before it."""
     text = example.read_text()
-    (resource,) = yaml.safe_load_all(text)
+    *beside, resource = yaml.safe_load_all(text)
     assert (resource["apiVersion"], resource["kind"]) == ("dedicate.dev/v1alpha1", "DedicatedEndpoint")
-    assert "namespace" not in resource["metadata"]
+    assert {item["kind"] for item in beside} <= {"ConfigMap"}
+    assert all("namespace" not in item["metadata"] for item in [*beside, resource])
     assert text.startswith("# ")
+
+
+@pytest.mark.parametrize(
+    ("path", "num_files"), [("examples/limits.yaml", 1), ("docs/user-guide.md", 1)], ids=["example", "guide"]
+)
+def test_limits_are_what_the_runtime_takes(path, num_files, document):
+    """Each ConfigMap that an endpoint takes its limits from has them under the key that the endpoint names."""
+    page = document(path)
+    texts = page.blocks("yaml") if path.endswith(".md") else [page.text]
+    resources = [resource for text in texts for resource in yaml.safe_load_all(text) if "kind" in resource]
+    config_maps = {item["metadata"]["name"]: item["data"] for item in resources if item["kind"] == "ConfigMap"}
+    references = [
+        item["spec"]["auth"]["limitsConfigMapRef"]
+        for item in resources
+        if "limitsConfigMapRef" in item.get("spec", {}).get("auth", {})
+    ]
+    assert len(references) == num_files
+    for reference in references:
+        policy = parse_limits(config_maps[reference["name"]][reference.get("key", "limits.yaml")].encode())
+        assert policy.default != Limits()
+        assert policy.by_client
 
 
 def test_the_operator_parses_it(example, load_example):

@@ -96,6 +96,20 @@ def test_keys_are_mounted_where_the_runtime_looks(container, pod, mounts, endpoi
     assert container["args"][container["args"].index("--api-keys-dir") + 1] == "/etc/dedicate/keys"
 
 
+def test_limits_are_mounted_where_the_runtime_looks(settings, pod, mounts, endpoint):
+    limits = endpoint.spec.auth.limits
+    if limits is None:
+        assert settings.limits_file is None
+        assert "/etc/dedicate/limits" not in mounts
+        return
+    assert str(settings.limits_file) == f"/etc/dedicate/limits/{limits.key}"
+    mount = mounts["/etc/dedicate/limits"]
+    assert mount["readOnly"] is True
+    assert "subPath" not in mount  # or a change would never arrive
+    (volume,) = [volume for volume in pod["volumes"] if volume["name"] == mount["name"]]
+    assert volume["configMap"] == {"name": limits.name, "defaultMode": 0o440}
+
+
 def test_the_model_is_mounted_or_fetched_into_the_cache(container, mounts, endpoint):
     environment = {item["name"]: item for item in container["env"]}
     if isinstance(endpoint.spec.model.source, ClaimSource):

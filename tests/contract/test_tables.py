@@ -175,5 +175,5 @@ class TestNamesAndLabels:
 class TestFiles:
     def test_paths(self, contract):
         documented = {strip(row["path or variable"]) for row in contract.table("Files and environment")}
-        folders = {names.KEYS_DIR, names.MODELS_DIR, names.CACHE_DIR, names.TMP_DIR, names.SHM_DIR}
+        folders = {names.KEYS_DIR, names.LIMITS_DIR, names.MODELS_DIR, names.CACHE_DIR, names.TMP_DIR, names.SHM_DIR}
         assert documented == folders | {"HF_TOKEN", "HF_HUB_OFFLINE=1"}

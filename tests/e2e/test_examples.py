@@ -19,6 +19,7 @@ EXPECTED = {
     "cpu-only.yaml": {"HubUnreachable", "Unschedulable"},
     "pvc-model.yaml": {"DeviceUnavailable", "Unschedulable"},
     "private-hub-model.yaml": {"SecretNotFound", "Unschedulable"},
+    "limits.yaml": NO_HUB | {"SecretNotFound"},
     "two-replicas.yaml": {"Unschedulable", "ClaimNotFound"},
 }
 
@@ -29,7 +30,8 @@ def test_every_example_has_an_expectation():
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
 def test_an_example_is_taken_and_says_what_holds_it_back(examples, path):
-    name = yaml.safe_load(path.read_text())["metadata"]["name"]
+    *_, endpoint = yaml.safe_load_all(path.read_text())
+    name = endpoint["metadata"]["name"]
     examples.kube.kubectl("apply", f"--namespace={examples.namespace}", f"--filename={path}")
     try:
         condition = examples.await_condition(name, "Ready", EXPECTED[path.name], deadline_s=240)
@@ -37,6 +39,8 @@ def test_an_example_is_taken_and_says_what_holds_it_back(examples, path):
         assert condition["message"]
     finally:
         examples.delete(name)
+        # What an example brings along beside its endpoint.
+        examples.kube.kubectl("delete", f"--namespace={examples.namespace}", f"--filename={path}", "--ignore-not-found")
         # Caches are kept by default; the next test shall not find one.
         examples.kube.kubectl(
             "delete", "pvc", f"--namespace={examples.namespace}", f"{name}-cache", "--ignore-not-found"

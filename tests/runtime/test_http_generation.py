@@ -143,7 +143,7 @@ def test_key_rotation_without_restart(runtime):
     assert status("sk-second") == 401
     second = runtime.keys_dir / "second"
     second.write_text("sk-second\n")
-    assert status("sk-second") == 200
+    runtime.wait_until(lambda: status("sk-second") == 200, deadline_s=5, what="taking up a key")
     second.unlink()
     runtime.wait_until(lambda: status("sk-second") == 401, deadline_s=5, what="revoking")
     assert status(runtime.key) == 200

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from http import HTTPStatus
 from importlib.metadata import version
 from typing import TYPE_CHECKING
@@ -16,12 +17,17 @@ from starlette.responses import Response
 from dedicate_runtime.api.context import ApiContext
 from dedicate_runtime.api.errors import ApiError
 from dedicate_runtime.api.generation_routes import build_generation_router
-from dedicate_runtime.api.middleware import RequestMiddleware, error_response
+from dedicate_runtime.api.limit_answers import to_limit_error
+from dedicate_runtime.api.limits import LimitExceeded
+from dedicate_runtime.api.middleware import RequestMiddleware, error_response, record_of
 from dedicate_runtime.api.model_routes import build_model_router, build_open_router
+from dedicate_runtime.api.usage_routes import build_usage_router
 
 if TYPE_CHECKING:
     from dedicate_runtime.api.keys import KeyRing
+    from dedicate_runtime.api.limits import Limiter
     from dedicate_runtime.api.readiness import Readiness
+    from dedicate_runtime.api.usage import UsageBook
     from dedicate_runtime.engine.interface import Engine
     from dedicate_runtime.metrics import Metrics
 
@@ -34,6 +40,8 @@ def create_app(
     *,
     readiness: Readiness,
     keys: KeyRing | None,
+    limiter: Limiter | None,
+    usage: UsageBook,
     metrics: Metrics,
     dedicate: str,
     request_timeout_s: float,
@@ -43,6 +51,8 @@ def create_app(
         engine=engine,
         readiness=readiness,
         keys=keys,
+        limiter=limiter,
+        usage=usage,
         metrics=metrics,
         text_pool=ThreadPoolExecutor(_NUM_TEXT_THREADS, thread_name_prefix="text"),
         request_timeout_s=request_timeout_s,
@@ -57,10 +67,13 @@ def create_app(
         redirect_slashes=False,
     )
     guarded = [Depends(context.authenticate)]
-    app.include_router(build_generation_router(context), prefix=prefix, dependencies=guarded)
+    admitted = [*guarded, Depends(context.admit)]
+    app.include_router(build_generation_router(context), prefix=prefix, dependencies=admitted)
     app.include_router(build_model_router(context), prefix=prefix, dependencies=guarded)
+    app.include_router(build_usage_router(context), prefix=prefix, dependencies=guarded)
     app.include_router(build_open_router(context), prefix=prefix)
     app.add_exception_handler(ApiError, _answer_api_error)
+    app.add_exception_handler(LimitExceeded, partial(_answer_limit, metrics))
     app.add_exception_handler(HTTPException, _answer_http_error)
     app.add_exception_handler(RequestValidationError, _answer_validation_error)
     app.add_middleware(RequestMiddleware, metrics=metrics, prefix=prefix)
@@ -71,6 +84,14 @@ async def _answer_api_error(_: Request, error: Exception) -> Response:
     if not isinstance(error, ApiError):
         raise error
     return error_response(error)
+
+
+async def _answer_limit(metrics: Metrics, request: Request, error: Exception) -> Response:
+    if not isinstance(error, LimitExceeded):
+        raise error
+    client = record_of(request).key_id
+    metrics.observe_limited(client, error.kind.value)
+    return error_response(to_limit_error(error, client))
 
 
 async def _answer_http_error(request: Request, error: Exception) -> Response:

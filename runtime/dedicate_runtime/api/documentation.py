@@ -29,7 +29,7 @@ _ERRORS = {
     401: "No API key, or a wrong one",
     404: "The model is not served here",
     413: "The body is too large",
-    429: "The queue is full; see Retry-After",
+    429: "A limit of the key is reached, or the queue is full; see Retry-After",
     503: "Loading or draining; see Retry-After",
     504: "The time of `x-request-timeout`, or the server's own limit, is over",
 }

@@ -64,7 +64,7 @@ def to_api_error(error: RequestError) -> ApiError:
             f"{error} Retry after {retry_after_s} s.",
             kind="rate_limit_error",
             code="queue_full",
-            headers={"Retry-After": str(retry_after_s)},
+            headers={"Retry-After": str(retry_after_s), "retry-after-ms": str(ceil(1000 * error.retry_after_s))},
         )
     if isinstance(error, TooManySequencesError):
         return ApiError(400, str(error), param="n")

@@ -197,6 +197,12 @@ def check_room(engine: Engine, client_id: str, num_sequences: int, terms: Terms)
         raise to_api_error(error) from error
 
 
+def most_tokens(plans: Sequence[ChoicePlan]) -> int:
+    """Gives the most tokens that the usage of a request may come to: each prompt once, and all that may be new."""
+    prompts = {plan.prompt_index: len(plan.request.prompt_token_ids) for plan in plans}
+    return sum(prompts.values()) + sum(plan.request.sampling.max_tokens for plan in plans if not plan.discards_tokens)
+
+
 async def submit(engine: Engine, requests: Sequence[Request], terms: Terms) -> OutputStream:
     """Admits the sequences of one request.
 

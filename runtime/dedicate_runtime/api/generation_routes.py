@@ -19,7 +19,7 @@ from dedicate_runtime.api.deadline import deadline_of, terms_of, within_deadline
 from dedicate_runtime.api.documentation import generation_docs
 from dedicate_runtime.api.errors import ApiError, failed
 from dedicate_runtime.api.formats import AnswerFormat, AnswerHead, ChatFormat, CompletionFormat
-from dedicate_runtime.api.generation import ChoicePlan, Generation, check_room, submit
+from dedicate_runtime.api.generation import ChoicePlan, Generation, check_room, most_tokens, submit
 from dedicate_runtime.api.logprobs import ChatLogprobs, CompletionLogprobs
 from dedicate_runtime.api.middleware import RequestRecord, record_of
 from dedicate_runtime.api.planning import (
@@ -123,8 +123,10 @@ async def _answer(
     answer_format: AnswerFormat,
 ) -> Response:
     """Submits the sequences and answers with what they bring."""
-    stream = await submit(context.engine, [plan.request for plan in plans], terms_of(request))
     record = record_of(request)
+    if record.admission is not None:
+        record.admission.reserve_tokens(most_tokens(plans))
+    stream = await submit(context.engine, [plan.request for plan in plans], terms_of(request))
     generation = Generation(
         plans=plans,
         stream=stream,
@@ -134,6 +136,7 @@ async def _answer(
         deadline=deadline_of(request),
     )
     if wire.stream:
+        record.is_streamed = True
         frames = _stream(generation, answer_format, record)
         return EventStream(frames, partial(_close, generation, record))
     try:
@@ -154,11 +157,14 @@ async def _stream(
                 yield frame
         last = answer_format.usage_chunk(generation.usage)
     except ApiError as error:
+        record.has_failed = True
         last = event(error.envelope())
     except Exception:  # noqa: BLE001 - whatever it was, the client is told and the log has it
+        record.has_failed = True
         _log.exception("A stream met a fault of ours", extra={"request_id": record.request_id})
         last = event(failed("The server met an unexpected fault.").envelope())
     record.is_cut_short = False
+    _note_cost(generation, record)
     yield last + DONE
 
 
@@ -187,6 +193,10 @@ async def _collect(
 async def _close(generation: Generation, record: RequestRecord) -> None:
     """Frees what the engine holds and notes what the request cost."""
     await generation.aclose()
+    _note_cost(generation, record)
+
+
+def _note_cost(generation: Generation, record: RequestRecord) -> None:
     record.num_prompt_tokens = generation.usage.num_prompt_tokens
     record.num_completion_tokens = generation.usage.num_completion_tokens
     record.time_to_first_token_s = generation.time_to_first_token_s

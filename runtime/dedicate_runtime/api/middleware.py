@@ -9,6 +9,8 @@ import logging
 import re
 import secrets
 import time
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
     from starlette.requests import Request
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+    from dedicate_runtime.api.limits import Admission
     from dedicate_runtime.metrics import Metrics
 
 _access_log = logging.getLogger("dedicate_runtime.access")
@@ -41,6 +44,21 @@ class RequestRecord:
     num_completion_tokens: int = 0
     time_to_first_token_s: float | None = None
     is_cut_short: bool = False
+    is_streamed: bool = False
+    has_failed: bool = False
+    """The answer ended in an error, whatever its status line said."""
+    admission: Admission | None = None
+    """What the request holds of its client's limits, if it has any."""
+    answer_headers: Callable[[], Iterable[tuple[bytes, bytes]]] = tuple
+    """Gives what the answer's headers say beside its own, as of when they are sent."""
+    closing: ExitStack = field(default_factory=ExitStack)
+    """What is to be done once the work is: before the answer's last byte, so that a client that asks again at once
+    finds it done, and on every path."""
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the client got all that it asked for."""
+        return 0 < self.status < 400 and not self.is_cut_short and not self.has_failed
 
 
 def record_of(request: Request) -> RequestRecord:
@@ -69,7 +87,12 @@ class RequestMiddleware:
         async def send_with_id(message: Message) -> None:
             if message["type"] == "http.response.start":
                 record.status = message["status"]
-                message["headers"] = [*message["headers"], (b"x-request-id", record.request_id.encode())]
+                if not record.is_streamed:
+                    record.closing.close()
+                own = [*record.answer_headers(), (b"x-request-id", record.request_id.encode())]
+                message["headers"] = [*message["headers"], *own]
+            elif not message.get("more_body", False):
+                record.closing.close()
             await send(message)
 
         self._metrics.observe_start()
@@ -80,6 +103,7 @@ class RequestMiddleware:
             if not record.status:
                 await error_response(failed("The server met an unexpected fault."))(scope, receive, send_with_id)
         finally:
+            record.closing.close()
             self._finish(record, scope)
 
     def _finish(self, record: RequestRecord, scope: Scope) -> None:

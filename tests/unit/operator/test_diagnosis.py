@@ -75,8 +75,13 @@ def exited(code, *, message="", reason="Error", seconds=5, started=False, curren
         ),
         (
             waiting("CreateContainerConfigError", 'configmap "c" not found'),
-            Cause("ContainerConfig", 'configmap "c" not found'),
+            Cause("ConfigMapNotFound", 'configmap "c" not found'),
         ),
+        (
+            waiting("CreateContainerConfigError", "couldn't find key k in ConfigMap team/c"),
+            Cause("ConfigMapNotFound", "couldn't find key k in ConfigMap team/c"),
+        ),
+        (waiting("CreateContainerConfigError", "odd"), Cause("ContainerConfig", "odd")),
         (waiting("RunContainerError", "exec"), Cause("ContainerStart", "exec")),
         (exited(1), Cause("CrashLoop", "the runtime ended with exit code 1")),
         (exited(1, message="boom\n"), Cause("CrashLoop", "the runtime ended with exit code 1: boom")),
@@ -127,6 +132,14 @@ def test_evicted_pod():
         (
             {"reason": "FailedMount", "message": "references non-existent secret key: token"},
             "SecretNotFound",
+        ),
+        (
+            {"reason": "FailedMount", "message": 'MountVolume.SetUp failed for volume "l" : configmap "c" not found'},
+            "ConfigMapNotFound",
+        ),
+        (
+            {"reason": "FailedMount", "message": "references non-existent config key: limits.yaml"},
+            "ConfigMapNotFound",
         ),
         ({"reason": "FailedMount", "message": "timed out"}, "VolumeMount"),
         ({"reason": "FailedAttachVolume", "message": "Multi-Attach"}, "VolumeMount"),

@@ -60,7 +60,10 @@ SPECS = {
         },
         "startup": {"timeoutSeconds": 601},
         "termination": {"preStopSeconds": 0, "drainSeconds": 10},
-        "auth": {"apiKeysSecretRef": {"name": "team-keys"}},
+        "auth": {
+            "apiKeysSecretRef": {"name": "team-keys"},
+            "limitsConfigMapRef": {"name": "team-limits", "key": "llama.yaml"},
+        },
         "route": {
             "host": "chat.example.com",
             "className": "nginx",

@@ -7,6 +7,7 @@ from dedicate_operator.spec import (
     Accelerator,
     Auth,
     ClaimSource,
+    ConfigMapEntry,
     EmptyDirCache,
     EndpointSpec,
     ExistingClaimCache,
@@ -75,7 +76,7 @@ def test_every_field():
             "startup": {"timeoutSeconds": 60},
             "termination": {"preStopSeconds": 1, "drainSeconds": 2},
             "rollout": {"strategy": "Recreate"},
-            "auth": {"apiKeysSecretRef": {"name": "keys"}},
+            "auth": {"apiKeysSecretRef": {"name": "keys"}, "limitsConfigMapRef": {"name": "limits", "key": "l"}},
             "route": {
                 "host": "h",
                 "className": "c",
@@ -100,7 +101,7 @@ def test_every_field():
         pre_stop_s=1,
         drain_s=2,
         rollout_strategy="Recreate",
-        auth=Auth("APIKey", "keys"),
+        auth=Auth("APIKey", "keys", ConfigMapEntry("limits", "l")),
         route=Route("Ingress", "h", "c", "IngressNGINX", True, "s", 10, "1Mi"),
     )
     assert spec.wanted_replicas == 0

@@ -22,7 +22,7 @@ from dedicate_runtime.worker.native.library import Layer
 from dedicate_runtime.worker.native.linear import NativeLinear, PackedWeights, WeightFormat
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
     from dedicate_runtime.worker.attention import AttentionVariant
     from dedicate_runtime.worker.kv_cache import LayerShape
@@ -100,7 +100,8 @@ class NativeModel:
             return False
         if len({variant.sliding_window for variant in self._variants.values()}) > _MAX_WINDOWS:
             return False
-        return all(is_known(layer) and layer.mlp.config.intermediate_size % _GATE_GROUP == 0 for layer in layers)
+        each: Iterable[Any] = layers
+        return all(is_known(layer) and layer.mlp.config.intermediate_size % _GATE_GROUP == 0 for layer in each)
 
     def _pack(self, index: int, weights: LayerWeights, format_: WeightFormat) -> Layer:
         shape, variant = self._shapes[index], self._variants[index]

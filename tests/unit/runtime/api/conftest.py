@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import math
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -15,8 +16,11 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 
 from dedicate_runtime.api.app import create_app
 from dedicate_runtime.api.keys import KeyRing
+from dedicate_runtime.api.limits import Limiter
+from dedicate_runtime.api.limits_file import parse_limits
 from dedicate_runtime.api.readiness import Readiness
 from dedicate_runtime.api.served_model import load_served_model
+from dedicate_runtime.api.usage import UsageBook
 from dedicate_runtime.core.request import EngineStats, FinishReason, ModelInfo, SequenceOutput, TokenLogprobs
 from dedicate_runtime.engine.interface import EngineState
 from dedicate_runtime.errors import EngineUnavailableError, QueueFullError
@@ -27,6 +31,7 @@ BOS, EOS, END_OF_TURN, PAD = "<s>", "</s>", "<|end|>", "<pad>"
 KEY = "sk-unit-test"
 CONTEXT = 128
 STALL_S = 60.0
+STARTED_AT = 1_700_000_000
 TEMPLATE = (
     "{% for m in messages %}"
     "{% if not loop.first and m.role == messages[loop.index0 - 1].role %}"
@@ -235,6 +240,7 @@ class Api:
     metrics: Metrics
     app: object
     client: httpx.AsyncClient
+    limiter: Limiter | None = None
 
     def script(self, **changes):
         self.engine.script = Script(**changes)
@@ -254,9 +260,17 @@ class Api:
 
 @pytest.fixture
 def make_api(model_folder, keys_dir):
-    """Build an application; options are those of the command line, the engine a fake one unless another is made."""
+    """Build an application; options are those of the command line, limits the content of their file."""
 
-    def build(*options, folder=model_folder, serving=True, context=CONTEXT, make_engine=FakeEngine):
+    def build(
+        *options,
+        folder=model_folder,
+        serving=True,
+        context=CONTEXT,
+        limits=None,
+        clock=time.monotonic_ns,
+        make_engine=FakeEngine,
+    ):
         settings = parse_settings(
             [
                 *("--model", str(folder), "--served-model-name", "unit/test", "--served-model-name", "alias"),
@@ -281,10 +295,13 @@ def make_api(model_folder, keys_dir):
             readiness.start_serving(load_served_model(info, settings))
         metrics = Metrics(CollectorRegistry())
         keys = KeyRing(keys_dir) if settings.auth.value == "api-key" else None
+        limiter = Limiter(parse_limits(limits.encode()), clock=clock) if limits is not None else None
         app = create_app(
             engine,
             readiness=readiness,
             keys=keys,
+            limiter=limiter,
+            usage=UsageBook(since=STARTED_AT),
             metrics=metrics,
             dedicate="unit",
             request_timeout_s=settings.request_timeout_seconds,
@@ -294,7 +311,7 @@ def make_api(model_folder, keys_dir):
             base_url="http://unit.test",
             headers={"Authorization": f"Bearer {KEY}"},
         )
-        return Api(engine, readiness, metrics, app, client)
+        return Api(engine, readiness, metrics, app, client, limiter)
 
     return build
 
