@@ -11,7 +11,8 @@ first step, and the request's own deadline. Of each of the first three a part is
 
 Who is refused is told when its turn would be: each refusal takes the next free moment of its client's share, so that
 those who come back come one after the other and not all at once. The moments are a queue in front of the queue, and
-nobody has to be held in it.
+nobody has to be held in it. A new request that is let in while such moments are given out has taken the place of one
+who did not come back, so the later ones move up.
 
 Pure: time and randomness come from outside.
 """
@@ -83,6 +84,12 @@ class Admission:
         self._check_tokens(asked, crowd, now)
         self._check_time(asked, crowd, now)
 
+    def note_admission(self, asked: Asked, crowd: Crowd, now: float) -> None:
+        """Takes in that a request has joined `crowd`."""
+        at = self._returns.get(asked.client_id)
+        if at is not None and not asked.terms.is_return:
+            self._returns[asked.client_id] = at - self._expect_turn_s(asked, crowd, now)
+
     def _check_places(self, asked: Asked, crowd: Crowd, now: float) -> None:
         most, total = self._max_sequences, crowd.total.num_sequences
         kept = self._kept_sequences if asked.client_id else 0
@@ -143,15 +150,21 @@ class Admission:
         That is after `wait_s` and after `num_turns` places have come free, and not before the returns that its client
         has been given already have had their turn.
         """
-        gap_s = self._turnover.expect_gap_s(now)
-        if gap_s is None:
-            gap_s = _UNKNOWN_ROUND_S / self._num_places
+        if self._turnover.expect_gap_s(now) is None:
             wait_s = _UNKNOWN_ROUND_S
         self._returns = {client_id: at for client_id, at in self._returns.items() if at > now}
-        num_clients = max(len(self._returns.keys() | {asked.client_id}), crowd.num_waiting_clients)
-        at = max(now + wait_s + num_turns * gap_s, self._returns.get(asked.client_id, now))
-        longest_s = MAX_RETRY_S / (1 + _JITTER)
-        at = min(at, now + longest_s)
-        self._returns[asked.client_id] = at + asked.num_sequences * num_clients * gap_s
+        at = max(now + wait_s + num_turns * self._expect_gap_s(now), self._returns.get(asked.client_id, now))
+        at = min(at, now + MAX_RETRY_S / (1 + _JITTER))
+        self._returns[asked.client_id] = at
+        self._returns[asked.client_id] += self._expect_turn_s(asked, crowd, now)
         retry_after_s = max((at - now) * (1 + _JITTER * self._random.random()), MIN_RETRY_S)
         return QueueFullError(sentence, reason=reason, retry_after_s=retry_after_s)
+
+    def _expect_turn_s(self, asked: Asked, crowd: Crowd, now: float) -> float:
+        """Seconds that the share of the request's client takes to make room for it."""
+        num_clients = max(len(self._returns), crowd.num_waiting_clients, 1)
+        return asked.num_sequences * num_clients * self._expect_gap_s(now)
+
+    def _expect_gap_s(self, now: float) -> float:
+        gap_s = self._turnover.expect_gap_s(now)
+        return _UNKNOWN_ROUND_S / self._num_places if gap_s is None else gap_s

@@ -16,6 +16,7 @@ import msgspec
 
 from dedicate_runtime.core.request import EngineStats, FinishReason, SequenceOutput
 from dedicate_runtime.engine import wire
+from dedicate_runtime.engine.admission import Asked
 from dedicate_runtime.engine.interface import NO_TERMS, EngineState, StepKind
 from dedicate_runtime.engine.ledger import Ledger
 from dedicate_runtime.engine.streams import GroupStream
@@ -150,7 +151,7 @@ class EngineClient:
 
     def check_room(self, client_id: str, num_sequences: int, terms: Terms) -> None:
         """Refuses what `submit` would refuse as things stand; raises the same."""
-        self._ledger.check_room(client_id, num_sequences, terms)
+        self._ledger.check_room(Asked(client_id=client_id, num_sequences=num_sequences, terms=terms))
 
     async def submit(self, requests: Sequence[Request], terms: Terms = NO_TERMS) -> GroupStream:
         """Admits all of `requests`, which are one client's, or none.

@@ -67,14 +67,13 @@ class Ledger:
         num_ahead = len(self._waiting) - 1
         return self._turnover.expect_wait_s(self._clock(), num_ahead=num_ahead, num_running=self._crowd.num_running)
 
-    def check_room(self, client_id: str, num_sequences: int, terms: Terms, *, num_tokens: int = 0) -> None:
+    def check_room(self, asked: Asked) -> None:
         """Checks that a client's sequences may be added.
 
         Raises:
             QueueFullError: they may not just now, by one of the bounds in `admission`.
             TooManySequencesError: they never may.
         """
-        asked = Asked(client_id=client_id, num_sequences=num_sequences, num_tokens=num_tokens, terms=terms)
         try:
             self._admission.check(asked, self._crowd, self._clock())
         except QueueFullError as error:
@@ -93,8 +92,10 @@ class Ledger:
             raise ValueError("a request id is in use")
         client_id = requests[0].client_id
         num_tokens = sum(len(request.prompt_token_ids) for request in requests)
-        self.check_room(client_id, len(requests), terms, num_tokens=num_tokens)
+        asked = Asked(client_id=client_id, num_sequences=len(requests), num_tokens=num_tokens, terms=terms)
+        self.check_room(asked)
         now = self._clock()
+        self._admission.note_admission(asked, self._crowd, now)
         for request in requests:
             entry = _Entry(stream, client_id, len(request.prompt_token_ids), now)
             self._entries[request.request_id] = self._waiting[request.request_id] = entry

@@ -150,6 +150,17 @@ def test_refused_come_back_one_after_the_other():
         assert turn <= retry_after_s <= turn * 1.125
 
 
+def test_later_returns_move_up_where_others_have_not_come_back():
+    door = Door(seconds=1000.0)
+    door.fill("a", 49)
+    for _ in range(40):
+        door.refuse("a")
+    for is_return in (True, False, False):
+        asked = Asked(client_id="a", num_sequences=5, num_tokens=5, terms=Terms(is_return=is_return))
+        door.admission.note_admission(asked, door.crowd, NOW)
+    assert 31.0 <= door.refuse("a").retry_after_s <= 31.0 * 1.125
+
+
 def test_client_is_not_told_to_wait_for_the_returns_of_another():
     door = Door(seconds=1000.0)
     door.fill("a", 49)
