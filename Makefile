@@ -16,9 +16,9 @@ export UV_CACHE_DIR := $(CACHE)/uv/cache
 # OpenMP's threads spin at barriers for milliseconds; several torch processes on few cores then wait for each other.
 export GOMP_SPINCOUNT ?= 10000
 
-.PHONY: help demo down clean serve test test-unit test-contract test-runtime test-cluster test-e2e test-gpu \
-        lint format extras images bench bench-scenarios bench-steps bench-quality bench-overload \
-        soak tools venv lock lock-peers
+.PHONY: help demo down clean serve test test-unit test-contract test-runtime test-clients test-cluster test-e2e test-gpu \
+        lint format extras images bench bench-scenarios bench-steps bench-quality bench-http bench-overload soak tools \
+        venv lock lock-clients lock-peers
 
 help: ## List the targets
 	@sed -nE -e 's/^##@ (.*)/\n\1/p' -e 's/^([a-z0-9-]+):.*## (.*)/  \1\t\2/p' Makefile | expand -t 18
@@ -52,6 +52,9 @@ test-contract: venv ## What the operator writes is what the runtime parses
 
 test-runtime: venv ## A live server with a real model
 	@$(PYTEST) tests/runtime
+
+test-clients: venv ## Client libraries, each in its own environment, against a live server
+	@$(PYTEST) tests/clients
 
 test-cluster: venv tools ## The operator against a real API server
 	@$(PYTEST) tests/cluster
@@ -87,6 +90,9 @@ bench-scenarios: venv ## Long prompts, shared prefixes, the price of sampling an
 bench-steps: venv ## Where the time of a step goes
 	@$(RUN) -m bench.step
 
+bench-http: venv ## What a token costs the API process: rate, lag, memory, first byte of an error at 1,000 streams
+	@$(RUN) -m bench.http
+
 bench-quality: venv ## Perplexity of int8 against float32
 	@$(RUN) -m bench.quality
 
@@ -110,6 +116,11 @@ lock: $(UV) ## Resolve the lock files in requirements/ again
 	$(LOCK) -c requirements/dev.txt --extra operator -o requirements/operator.txt
 	$(LOCK) -c requirements/dev.txt --extra runtime -o requirements/runtime.txt
 
+lock-clients: venv ## Resolve the lock files of tests/clients again
+	$(LOCK_CLIENTS) requirements/clients.in -o requirements/clients.txt
+	$(LOCK_CLIENTS) -c requirements/dev.txt requirements/lm-eval.in -o requirements/lm-eval.txt
+	$(RUN) -m dev.clients lock-node
+
 lock-peers: $(UV) ## Resolve the lock files in bench/peers/ again
 	$(LOCK_PEER) bench/peers/llama-cpp.in -o bench/peers/llama-cpp.txt
 	$(LOCK_PEER) --universal bench/peers/llama-cpp-build.in -o bench/peers/llama-cpp-build.txt
@@ -117,6 +128,9 @@ lock-peers: $(UV) ## Resolve the lock files in bench/peers/ again
 
 LOCK_PEER = $(UV) pip compile --quiet --python-version 3.11 --generate-hashes --no-header --no-annotate \
             --no-emit-index-url --no-emit-find-links
+
+LOCK_CLIENTS = $(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes \
+               --no-header --no-annotate --no-emit-index-url --no-emit-find-links
 
 LOCK = $(UV) pip compile pyproject.toml --quiet --universal --python-version 3.11 --generate-hashes \
        --no-header --no-annotate --no-emit-index-url --no-emit-find-links -c requirements/constraints.in

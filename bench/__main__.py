@@ -7,27 +7,27 @@ run, so that nothing measured is lost.
 from __future__ import annotations
 
 import argparse
-import asyncio
 import datetime as dt
 import sys
 import tempfile
 from pathlib import Path
 
 import httpx
+import uvloop
 from tokenizers import Tokenizer
 
 from bench.load import Load, LoadError, build_prompts, run_load
-from bench.peers.environments import PeerUnavailableError
 from bench.plan import Options, PlannedStart, plan_starts
 from bench.prompts import PromptCounter
 from bench.record import Record, describe_circumstances, show_command
 from bench.report import Run, summarise
 from bench.running import Running, ServerFailedError, started
 from bench.servers import SERVERS
+from dev.environments import EnvironmentUnavailableError
 from dev.model.api import MODEL_ID, ensure_model
 
 _WARM_UP = Load(concurrency=2, num_requests=4, max_tokens=16, seed=999_999)
-_FAILURES = (LoadError, ServerFailedError, PeerUnavailableError, OSError, TimeoutError, httpx.HTTPError)
+_FAILURES = (LoadError, ServerFailedError, EnvironmentUnavailableError, OSError, TimeoutError, httpx.HTTPError)
 
 
 class Comparison:
@@ -72,7 +72,7 @@ class Comparison:
 
     def _run(self, load: Load, running: Running, *, name: str = "", round_index: int = 0) -> Run:
         prompts = list(build_prompts(load.seed, load.num_requests, self._counter.count))
-        samples, wall_s = asyncio.run(run_load(running.target, load, prompts, self._tokenizer))
+        samples, wall_s = uvloop.run(run_load(running.target, load, prompts, self._tokenizer))
         return summarise(
             samples,
             wall_s=wall_s,

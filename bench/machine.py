@@ -52,6 +52,17 @@ def measure_anonymous_bytes(pids: Iterable[int]) -> int:
     return _sum_memory(pids, "Anonymous:")
 
 
+def measure_cpu_s(pid: int) -> float:
+    """Seconds that all threads of one process have computed, to the nanosecond that the scheduler counts."""
+    times = [(task / "schedstat").read_text().split()[0] for task in (_PROC / str(pid) / "task").iterdir()]
+    return sum(map(int, times)) / 1e9
+
+
+def measure_resident_bytes(pid: int) -> int:
+    """Memory of one process that is in RAM, mapped files included (RSS)."""
+    return _sum_memory([pid], "Rss:")
+
+
 def _sum_memory(pids: Iterable[int], field: str) -> int:
     total = 0
     for pid in pids:

@@ -66,7 +66,7 @@ def started(
     """Runs one server for as long as the block does.
 
     Raises:
-        PeerUnavailableError: it cannot be installed here.
+        EnvironmentUnavailableError: it cannot be installed here.
         ServerFailedError: it ended early or was not ready in time.
     """
     start = Start(

@@ -20,15 +20,16 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+import uvloop
 from tokenizers import Tokenizer
 
 from bench.load import SAMPLING, Load, LoadError, Sample, build_body, build_prompts, percentile, read_sample, run_load
-from bench.peers.environments import PeerUnavailableError
 from bench.prompts import PromptCounter
 from bench.record import RESULTS, describe_circumstances
 from bench.running import Running, ServerFailedError, started
 from bench.servers import SERVERS
 from bench.stream import Recording, record
+from dev.environments import EnvironmentUnavailableError
 from dev.model.api import ensure_model
 from dev.paths import REPOSITORY
 
@@ -182,7 +183,7 @@ def main() -> int:
                 started(SERVERS[name], model, Path(scratch), slots=_CONCURRENCY, context_tokens=None) as running,
             ):
                 results[name] = _measure(Scenarios(running, tokenizer, counter), arguments.scenarios)
-        except (PeerUnavailableError, ServerFailedError) as error:
+        except (EnvironmentUnavailableError, ServerFailedError) as error:
             results[name] = {"failed": str(error)}
         if "http" in arguments.scenarios and name.startswith("dedicate-"):
             quantization = "int8" if name.endswith("int8") else "none"
@@ -195,9 +196,9 @@ def main() -> int:
 
 def _measure(scenarios: Scenarios, wanted: Sequence[str]) -> dict[str, object]:
     measures: dict[str, Callable[[], object]] = {
-        "sampling": lambda: asyncio.run(scenarios.sampling()),
-        "prefix": lambda: asyncio.run(scenarios.shared_prefix()),
-        "long": lambda: asyncio.run(scenarios.long_prompt()),
+        "sampling": lambda: uvloop.run(scenarios.sampling()),
+        "prefix": lambda: uvloop.run(scenarios.shared_prefix()),
+        "long": lambda: uvloop.run(scenarios.long_prompt()),
     }
     results: dict[str, object] = {}
     for name, measure in measures.items():

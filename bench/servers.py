@@ -41,7 +41,7 @@ class Start:
 class Server:
     """One way to serve the model.
 
-    `command` may install or convert what it needs first; it raises PeerUnavailableError where that is impossible.
+    `command` may install or convert what it needs first; EnvironmentUnavailableError where that is impossible.
     """
 
     name: str

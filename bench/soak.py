@@ -19,6 +19,7 @@ from pathlib import Path
 
 import h11
 import httpx
+import uvloop
 
 from bench.load import percentile
 from bench.record import RESULTS, describe_circumstances
@@ -181,7 +182,7 @@ def main() -> int:
     ):
         soak = Soak(running, seed=arguments.seed, seconds=arguments.seconds, max_requests=arguments.requests)
         began = time.monotonic()
-        asyncio.run(soak.run())
+        uvloop.run(soak.run())
         wall_s = time.monotonic() - began
         metrics = wait_until_idle(running.management_url)
     faults = find_faults(soak.tally, metrics)

@@ -11,11 +11,9 @@ import json
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import h11
-
-_READ_BYTES = 65_536
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,21 +65,51 @@ async def record(
         OSError: no connection, or it broke.
         TimeoutError: no end within `timeout_s`.
     """
-    reads = []
-    num_bytes = 0
+    loop = asyncio.get_running_loop()
     began = time.perf_counter()
     async with asyncio.timeout(timeout_s):
-        reader, writer = await asyncio.open_connection(address.host, address.port)
+        transport, recorder = await loop.create_connection(
+            lambda: _Recorder(loop, request, began, quit_after_bytes), address.host, address.port
+        )
         try:
-            writer.write(request)
-            while data := await reader.read(_READ_BYTES):
-                reads.append((time.perf_counter() - began, data))
-                num_bytes += len(data)
-                if quit_after_bytes is not None and num_bytes >= quit_after_bytes:
-                    break
+            await recorder.ended
         finally:
-            writer.close()
-    return Recording(reads=tuple(reads), total_s=time.perf_counter() - began)
+            transport.abort()
+    return Recording(reads=tuple(recorder.reads), total_s=time.perf_counter() - began)
+
+
+class _Recorder(asyncio.Protocol):
+    """Notes what comes and when, and does nothing else: what a client computes is taken from the server's cores."""
+
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, request: bytes, began: float, quit_after_bytes: int | None
+    ) -> None:
+        self._request = request
+        self._began = began
+        self._num_bytes_left = quit_after_bytes
+        self.reads: list[tuple[float, bytes]] = []
+        self.ended: asyncio.Future[None] = loop.create_future()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        cast("asyncio.Transport", transport).write(self._request)
+
+    def data_received(self, data: bytes) -> None:
+        self.reads.append((time.perf_counter() - self._began, data))
+        if self._num_bytes_left is not None:
+            self._num_bytes_left -= len(data)
+            if self._num_bytes_left <= 0:
+                self._end(None)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._end(exc)
+
+    def _end(self, error: Exception | None) -> None:
+        if self.ended.done():
+            return
+        if error is None:
+            self.ended.set_result(None)
+        else:
+            self.ended.set_exception(error)
 
 
 def parse(recording: Recording) -> Answer:

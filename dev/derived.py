@@ -1,8 +1,8 @@
-"""What is derived from the CRD, from the chart's values and from the tested architectures, kept in step with them.
+"""What is derived from CRD, chart values, tested architectures, clients and wire types, kept in step with them.
 
 `python -m dev.derived sync` writes it, `python -m dev.derived check` names what is stale. Derived are the chart's copy
 of the CRD, and what stands between `<!-- name -->` and `<!-- /name -->` in the chart's README, in
-docs/custom-resource.md and in docs/models.md.
+docs/custom-resource.md, in docs/models.md, in docs/api.md and in docs/clients.md.
 """
 
 from __future__ import annotations
@@ -16,7 +16,9 @@ from typing import Any
 
 import yaml
 
+from dev import api_page
 from dev.chart import CHART
+from dev.clients import SNIPPETS, build_version_rows
 from dev.models import build_refused_rows, build_served_rows
 from dev.paths import REPOSITORY
 
@@ -26,6 +28,9 @@ VALUES = CHART / "values.yaml"
 CHART_README = CHART / "README.md"
 REFERENCE = REPOSITORY / "docs" / "custom-resource.md"
 MODELS = REPOSITORY / "docs" / "models.md"
+API = REPOSITORY / "docs" / "api.md"
+CLIENTS = REPOSITORY / "docs" / "clients.md"
+_LANGUAGES = {".py": "python", ".mjs": "js", ".sh": "sh"}
 
 Schema = Mapping[str, Any]
 
@@ -45,7 +50,27 @@ def build_derived() -> dict[Path, str]:
         CHART_README: _replace_part(CHART_README.read_text(), "values", build_values_table(VALUES.read_text())),
         REFERENCE: reference,
         MODELS: _replace_part(models, "refused", refused),
+        API: build_api_page(API.read_text()),
+        CLIENTS: build_clients_page(CLIENTS.read_text()),
     }
+
+
+def build_api_page(page: str) -> str:
+    """Build the page of the HTTP API: `page` with its tables as the wire types say."""
+    for name, rows in api_page.build_parameter_tables().items():
+        page = _replace_part(page, name, _build_table(api_page.PARAMETER_HEADER, rows))
+    refused = _build_table(["field", "why"], api_page.build_refused_rows())
+    ignored = _build_table(["field", "why"], api_page.build_ignored_rows())
+    return _replace_part(_replace_part(page, "refused", refused), "ignored", ignored)
+
+
+def build_clients_page(text: str) -> str:
+    """Put the tested versions, and every example that the tests run, in their places in docs/clients.md."""
+    text = _replace_part(text, "versions", _build_table(["client", "package", "version"], build_version_rows()))
+    for snippet in sorted(SNIPPETS.iterdir()):
+        block = f"```{_LANGUAGES[snippet.suffix]}\n{snippet.read_text()}```\n"
+        text = _replace_part(text, snippet.name, block)
+    return text
 
 
 def iterate_values(text: str) -> Iterator[tuple[str, Any, str]]:
@@ -124,7 +149,7 @@ def _replace_part(text: str, name: str, content: str) -> str:
     Raises:
         ValueError: the marks are not there.
     """
-    part = re.compile(rf"(?<=<!-- {name} -->\n).*(?=<!-- /{name} -->)", re.DOTALL)
+    part = re.compile(rf"(?<=<!-- {re.escape(name)} -->\n).*(?=<!-- /{re.escape(name)} -->)", re.DOTALL)
     if not part.search(text):
         raise ValueError(f"no part between <!-- {name} --> and <!-- /{name} -->")
     return part.sub(lambda _: content, text)

@@ -1,4 +1,4 @@
-"""What all tiers share: the cluster fixtures, and a summary that says what each tier ran against."""
+"""What all tiers share: clusters and live runtimes as fixtures, and a summary that says what each tier ran against."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ from collections import Counter
 
 import pytest
 
-pytest_plugins = ["dev.cluster.pytest_plugin"]
+pytest_plugins = ["dev.cluster.pytest_plugin", "dev.live_runtime"]
 
 _TIERS = {
     "unit": "pure modules, no cluster",
     "contract": "the operator's manifests against the runtime's parser",
     "runtime": "a live runtime with real weights",
+    "clients": "client libraries, pinned, against a live runtime",
     "cluster": "the operator as a process, against a real API server",
     "e2e": "a real node: kubelet, containerd, Traefik, Helm, our images",
     "gpu": "a CUDA device",

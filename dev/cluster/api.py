@@ -131,6 +131,11 @@ class Cluster:
         return self.paths.kubeconfig
 
     @property
+    def audit_log(self) -> Path:
+        """Every write to the API server as JSON lines, with profile API."""
+        return self.paths.audit_log
+
+    @property
     def registry(self) -> str:
         """`host:port` of the registry, as image names start; plain HTTP."""
         return self.plan.registry

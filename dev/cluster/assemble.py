@@ -7,7 +7,7 @@ from pathlib import Path
 
 from dev.cluster import sandbox
 from dev.cluster.component import Component
-from dev.cluster.control_plane import build_control_plane
+from dev.cluster.control_plane import build_control_plane, write_control_plane_config
 from dev.cluster.node import build_node
 from dev.cluster.node_config import write_node_config
 from dev.cluster.paths import ClusterPaths
@@ -28,6 +28,7 @@ def main() -> int:
     paths = ClusterPaths(Path(sys.argv[1]))
     plan = ClusterPlan.from_json(paths.plan.read_text())
     issue_all(plan, paths)
+    write_control_plane_config(plan, paths)
     if plan.profile is Profile.NODE:
         write_node_config(plan, paths)
         sandbox.enter(plan, paths)

@@ -2,10 +2,29 @@
 
 from __future__ import annotations
 
+import json
+
 from dev.cluster.component import Component, HttpProbe
 from dev.cluster.kube import TlsFiles
 from dev.cluster.paths import ClusterPaths
 from dev.cluster.plan import ClusterPlan, Profile
+
+_AUDIT_POLICY = {
+    "apiVersion": "audit.k8s.io/v1",
+    "kind": "Policy",
+    "omitStages": ["RequestReceived"],
+    "rules": [
+        {"level": "None", "verbs": ["get", "list", "watch"]},
+        {"level": "Request", "resources": [{"group": "coordination.k8s.io", "resources": ["leases"]}]},
+        {"level": "Metadata"},
+    ],
+}
+
+
+def write_control_plane_config(plan: ClusterPlan, paths: ClusterPaths) -> None:
+    """Write the files that the control plane's flags name."""
+    if plan.profile is Profile.API:
+        paths.audit_policy.write_text(json.dumps(_AUDIT_POLICY, indent=2))
 
 
 def build_control_plane(plan: ClusterPlan, paths: ClusterPaths) -> tuple[Component, ...]:
@@ -89,10 +108,15 @@ def _api_server(plan: ClusterPlan, paths: ClusterPaths) -> Component:
             "--enable-aggregator-routing=true",
             "--profiling=false",
             # Without a node nobody reaches the Service `kubernetes`, and loopback is no lawful endpoint of it.
-            *(("--endpoint-reconciler-type=none",) if plan.profile is Profile.API else ()),
+            *(("--endpoint-reconciler-type=none", *_audit_flags(paths)) if plan.profile is Profile.API else ()),
         ),
         ready=HttpProbe(f"{plan.server}/readyz", client_files(paths)),
     )
+
+
+def _audit_flags(paths: ClusterPaths) -> tuple[str, ...]:
+    """Tests count by the audit log who wrote what; a cluster that people use would only fill its disk with it."""
+    return (f"--audit-policy-file={paths.audit_policy}", f"--audit-log-path={paths.audit_log}")
 
 
 def _controller_manager(plan: ClusterPlan, paths: ClusterPaths) -> Component:

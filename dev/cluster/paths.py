@@ -69,6 +69,15 @@ class ClusterPaths:
         return self.root / "logs"
 
     @property
+    def audit_policy(self) -> Path:
+        return self.config / "audit-policy.json"
+
+    @property
+    def audit_log(self) -> Path:
+        """Every write and who asked for it, as JSON lines; with the profile that has no node."""
+        return self.logs / "audit.jsonl"
+
+    @property
     def pki(self) -> Path:
         return self.root / "pki"
 

@@ -7,6 +7,7 @@ used: the operator needs bookmarks and a deadline on silent watches, and wants d
 from __future__ import annotations
 
 import json
+import socket
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -21,8 +22,10 @@ from lightkube.types import PatchType
 
 from dedicate_operator import names
 from dedicate_operator.errors import ClusterError
+from dedicate_operator.fence import Fence
 from dedicate_operator.identity import Key
-from dedicate_operator.kinds import ENDPOINT, EVENT, SECRET, Json, Kind, kind_of
+from dedicate_operator.kinds import ENDPOINT, EVENT, LEASE, SECRET, Json, Kind, kind_of
+from dedicate_operator.leadership import TRANSIT_S
 
 _REQUEST_TIMEOUT = httpx2.Timeout(15.0, connect=5.0)
 # The API server sends a bookmark about once a minute of kinds that change at all.
@@ -39,6 +42,16 @@ class _Connections(ConnectionParams):
         default_factory=lambda: httpx2.Limits(max_connections=128, max_keepalive_connections=32)
     )
 
+    def httpx_params(self, config: SingleConfig) -> Json:
+        """Return lightkube's parameters, with a connection that does not send again what is too late."""
+        params = super().httpx_params(config)
+        # The kernel repeats for minutes what is not acknowledged, even after the connection was closed.
+        option = (socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(TRANSIT_S * 1000))
+        transport = httpx2.AsyncHTTPTransport(
+            verify=params.pop("verify"), limits=params.pop("limits"), trust_env=False, socket_options=[option]
+        )
+        return {**params, "transport": transport}
+
 
 class ResourceList(NamedTuple):
     items: list[Json]
@@ -53,9 +66,9 @@ class WatchEvent(NamedTuple):
 
 
 class Cluster:
-    """One connection pool to one API server."""
+    """One connection pool to one API server; whatever is written passes the fence, but for the Lease itself."""
 
-    def __init__(self, config: SingleConfig | None = None) -> None:
+    def __init__(self, fence: Fence, config: SingleConfig | None = None) -> None:
         """Find the cluster in the pod's service account, else in `KUBECONFIG`.
 
         Raises:
@@ -66,7 +79,13 @@ class Cluster:
             self._client = GenericAsyncClient(_Connections(timeout=_REQUEST_TIMEOUT, trust_env=False), found)
         except (ConfigError, OSError, KeyError) as error:
             raise ClusterError(f"no usable Kubernetes configuration: {error}", code=0) from error
+        self._fence = fence
         self._resources: dict[Kind, type[GenericNamespacedResource]] = {}
+
+    @property
+    def namespace(self) -> str:
+        """The namespace that the configuration names: the pod's own, in a pod."""
+        return str(self._client.namespace)
 
     async def close(self) -> None:
         await self._client.close()  # type: ignore[no-untyped-call]
@@ -139,7 +158,7 @@ class Cluster:
             body=manifest,
             params={"fieldManager": names.FIELD_MANAGER, "force": "true"},
         )
-        return await self._send(request)
+        return await self._write(request)
 
     async def apply_status(self, key: Key, uid: str, status: Json) -> Json:
         """Replace the operator's part of an endpoint's status; return the endpoint as it is now.
@@ -156,14 +175,14 @@ class Cluster:
         params = {"fieldManager": names.FIELD_MANAGER, "force": "true"}
         request = self._prepare("patch", ENDPOINT, key, body=body, params=params)
         request.url += "/status"
-        return await self._send(request)
+        return await self._write(request)
 
     async def overwrite(self, manifest: Json) -> Json:
         """Set every field of the manifest, lists as a whole; for what an apply cannot merge into a valid object."""
         metadata = manifest["metadata"]
         key, params = Key(metadata["namespace"], metadata["name"]), {"fieldManager": names.FIELD_MANAGER}
         patch = PatchType.MERGE
-        return await self._send(
+        return await self._write(
             self._prepare("patch", kind_of(manifest), key, body=manifest, params=params, patch=patch)
         )
 
@@ -172,7 +191,7 @@ class Cluster:
         metadata = manifest["metadata"]
         request = self._prepare("post", SECRET, Key(metadata["namespace"], ""), body=manifest)
         try:
-            await self._send(request)
+            await self._write(request)
         except ClusterError as error:
             if error.is_conflict:
                 return False
@@ -181,16 +200,32 @@ class Cluster:
 
     async def create_event(self, manifest: Json) -> None:
         request = self._prepare("post", EVENT, Key(manifest["metadata"]["namespace"], ""), body=manifest)
-        await self._send(request)
+        await self._write(request)
 
     async def delete(self, kind: Kind, key: Key) -> None:
         """Delete the object and, in the background, what it owns; one that is gone already is fine."""
         request = self._prepare("delete", kind, key, params={"propagationPolicy": "Background"})
         try:
-            await self._send(request)
+            await self._write(request)
         except ClusterError as error:
             if not error.is_not_found:
                 raise
+
+    async def replace_lease(self, lease: Json) -> Json:
+        """Write the Lease if it still is of the version that it names, or is not there if it names none.
+
+        Raises:
+            ClusterError: with code 409 when somebody else was quicker.
+        """
+        metadata = lease["metadata"]
+        # Not a POST: the right to create by PUT can be limited to one name.
+        request = self._prepare("put", LEASE, Key(metadata["namespace"], metadata["name"]), body=lease)
+        try:
+            return await self._send(request)
+        except ClusterError as error:
+            if error.is_invalid and "resourceVersion" not in metadata:
+                raise ClusterError("the Lease exists by now", code=409) from error
+            raise
 
     def _prepare(
         self,
@@ -222,6 +257,12 @@ class Cluster:
         built = self._client.build_adapter_request(request)
         response: httpx2.Response = await self._client.send(built, stream=stream)  # type: ignore[no-untyped-call]
         return response
+
+    async def _write(self, request: BasicRequest) -> Json:
+        """Send what changes something, for as long as this process leads; the API server is told how long that is."""
+        async with self._fence.hold() as left_s:
+            request.params["timeout"] = f"{left_s:.3f}s"
+            return await self._send(request)
 
     async def _send(self, request: BasicRequest) -> Json:
         try:

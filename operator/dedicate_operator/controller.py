@@ -1,8 +1,10 @@
-"""The running operator: watches fill the store, changes fill the queue, workers reconcile.
+"""The running operator: watches fill the store, changes fill the queue, and the leader's workers reconcile.
 
 Endpoints arrive from kopf's watch (`observe_endpoint`), children from our own, which select by label on the server.
 kopf does not say which endpoints vanished while its stream was cut, so they are listed anew now and then: once before
 any work is done, because who owns a path can be told only with all endpoints known, and later as an audit.
+
+All of it goes on in a standby, too, but for the workers: it takes over with a store that is warm.
 """
 
 from __future__ import annotations
@@ -16,9 +18,12 @@ from datetime import UTC, datetime
 from typing import Any
 
 from dedicate_operator.cluster import Cluster
-from dedicate_operator.errors import ClusterError
+from dedicate_operator.election import Election
+from dedicate_operator.errors import ClusterError, NotLeaderError
+from dedicate_operator.fence import Fence, read_clock
 from dedicate_operator.identity import Key
 from dedicate_operator.kinds import ENDPOINT, WATCHED, Json, Kind
+from dedicate_operator.leadership import RENEW_PERIOD_S, Candidate
 from dedicate_operator.reconcile import Reconciler
 from dedicate_operator.settings import Settings
 from dedicate_operator.store import Store, key_of
@@ -39,7 +44,7 @@ _BACKOFF = Backoff(base_s=0.2, limit_s=5.0)
 class Controller:
     """Owns the store, the queue and every task; used from one event loop."""
 
-    def __init__(self, settings: Settings, cluster: Cluster) -> None:
+    def __init__(self, settings: Settings, cluster: Cluster, fence: Fence, *, identity: str) -> None:
         self._cluster = cluster
         self._namespaces: tuple[str | None, ...] = settings.watch_namespaces or (None,)
         self._store = Store(settings.defaults)
@@ -58,6 +63,17 @@ class Controller:
             for kind in WATCHED
             for namespace in self._namespaces
         ]
+        lease = Key(settings.lease_namespace or cluster.namespace, settings.lease_name)
+        self._election = Election(
+            cluster,
+            fence,
+            Candidate(identity, lease),
+            lease,
+            lead=self._lead,
+            clock=read_clock,
+            now=lambda: datetime.now(UTC),
+            random=random.random,
+        )
         self._tasks: list[asyncio.Task[None]] = []
         self._is_synced = False
 
@@ -67,15 +83,22 @@ class Controller:
         self._spawn(self._run(), "resync")
 
     async def stop(self) -> None:
-        """End every task and close every connection."""
+        """End every task, hand over to a standby, and close every connection."""
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._election.resign()
         await self._cluster.close()
 
-    def is_ready(self) -> bool:
-        """Tell whether everything was listed once, and work is being done."""
-        return self._is_synced and self.find_fault() is None
+    def find_obstacle(self) -> str | None:
+        """Return what keeps this process from being of use: from leading, or from taking over from who leads."""
+        if not self._is_synced:
+            return "not everything is listed yet"
+        return self.find_fault() or self._election.find_obstacle()
+
+    def describe_role(self) -> str:
+        """Return whether this process leads, and else who does."""
+        return "leading" if self._election.is_leading else f"standing by for {self._election.holder}"
 
     def find_fault(self) -> str | None:
         """Return what has stopped making progress, None while all goes on.
@@ -88,6 +111,8 @@ class Controller:
         for watcher in self._watchers:
             if watcher.silence_s() > _HANG_S:
                 return f"watch of {watcher.kind} hangs"
+        if self._is_synced and self._election.silence_s() > _HANG_S:
+            return "the election hangs"
         if self._queue.longest_work_s() > _HANG_S:
             return "a reconcile hangs"
         return None
@@ -123,11 +148,19 @@ class Controller:
             await watcher.synced.wait()
         self._is_synced = True
         _LOG.info("synced", extra={"endpoints": len(self._store.keys())})
-        for index in range(_NUM_WORKERS):
-            self._spawn(self._work(), f"worker {index}")
+        self._spawn(self._election.run(), "election")
         while True:
             await asyncio.sleep(_RESYNC_PERIOD_S)
             await self.resync()
+
+    async def _lead(self) -> None:
+        """Work on every endpoint once, then on whatever changes, until cancelled."""
+        # What the leader before has acted on may not have reached the watches yet; no older specification may return.
+        await self.resync()
+        self._enqueue(self._store.keys())
+        async with asyncio.TaskGroup() as workers:
+            for index in range(_NUM_WORKERS):
+                workers.create_task(self._work(), name=f"worker {index}")
 
     async def resync(self) -> None:
         """List every endpoint, as often as it takes, and work on what differs from what is known."""
@@ -150,6 +183,9 @@ class Controller:
             try:
                 async with asyncio.timeout(_RECONCILE_DEADLINE_S):
                     requeue_s = await self._reconciler.reconcile(key)
+            except NotLeaderError:
+                # The next leader begins with every key; if that is this process, without a pause, this one is due.
+                self._queue.add_after(key, RENEW_PERIOD_S)
             except (ClusterError, TimeoutError) as error:
                 at_least_s = (error.retry_after_s if isinstance(error, ClusterError) else None) or 0.0
                 delay_s = self._queue.retry(key, at_least_s)

@@ -67,3 +67,7 @@ class ClusterError(OperatorError):
     @property
     def is_gone(self) -> bool:
         return self.code == 410
+
+
+class NotLeaderError(ClusterError):
+    """A write was not sent, or cut off, because another process may lead; whoever leads makes it good."""

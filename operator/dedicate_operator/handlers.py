@@ -8,6 +8,8 @@ alike.
 from __future__ import annotations
 
 import os
+import socket
+import uuid
 from typing import Any
 
 import kopf
@@ -16,6 +18,7 @@ from dedicate_operator import names
 from dedicate_operator.cluster import Cluster
 from dedicate_operator.controller import Controller
 from dedicate_operator.errors import OperatorError
+from dedicate_operator.fence import Fence, read_clock
 from dedicate_operator.health import HealthServer
 from dedicate_operator.settings import Settings
 
@@ -41,9 +44,15 @@ async def start(settings: kopf.OperatorSettings, memo: kopf.Memo, **_: Any) -> N
     settings.queueing.exit_timeout = 1
     try:
         environment = Settings.from_environment(os.environ)
-        memo.controller = Controller(environment, Cluster())
+        fence = Fence(read_clock)
+        # A pod's name is its host's; what follows tells this process from the one that ran in the pod before it.
+        identity = f"{socket.gethostname()}_{uuid.uuid4().hex[:8]}"
+        memo.controller = Controller(environment, Cluster(fence), fence, identity=identity)
         memo.health = HealthServer(
-            environment.liveness_port, find_fault=memo.controller.find_fault, is_ready=memo.controller.is_ready
+            environment.liveness_port,
+            find_fault=memo.controller.find_fault,
+            find_obstacle=memo.controller.find_obstacle,
+            describe_role=memo.controller.describe_role,
         )
         await memo.health.start()
     except (OperatorError, OSError) as error:

@@ -1,4 +1,4 @@
-"""The probes' endpoint: `/healthz` says that work goes on, `/readyz` that it has begun."""
+"""The probes' endpoint: `/healthz` says that this process makes progress, `/readyz` that it leads or can take over."""
 
 from __future__ import annotations
 
@@ -8,12 +8,20 @@ from aiohttp import web
 
 
 class HealthServer:
-    """Answers two paths on a port of its own; knows only the two questions it asks."""
+    """Answers two paths on a port of its own; knows only the questions it asks."""
 
-    def __init__(self, port: int, *, find_fault: Callable[[], str | None], is_ready: Callable[[], bool]) -> None:
+    def __init__(
+        self,
+        port: int,
+        *,
+        find_fault: Callable[[], str | None],
+        find_obstacle: Callable[[], str | None],
+        describe_role: Callable[[], str],
+    ) -> None:
         self._port = port
         self._find_fault = find_fault
-        self._is_ready = is_ready
+        self._find_obstacle = find_obstacle
+        self._describe_role = describe_role
         application = web.Application()
         application.add_routes([web.get("/healthz", self._live), web.get("/readyz", self._ready)])
         self._runner = web.AppRunner(application, access_log=None)
@@ -27,8 +35,11 @@ class HealthServer:
         await self._runner.cleanup()
 
     async def _live(self, _request: web.Request) -> web.Response:
-        fault = self._find_fault()
-        return web.Response(text="ok\n") if fault is None else web.Response(text=f"{fault}\n", status=503)
+        return _answer(self._find_fault(), "ok")
 
     async def _ready(self, _request: web.Request) -> web.Response:
-        return web.Response(text="ok\n") if self._is_ready() else web.Response(text="not synced\n", status=503)
+        return _answer(self._find_obstacle(), f"ok: {self._describe_role()}")
+
+
+def _answer(problem: str | None, text: str) -> web.Response:
+    return web.Response(text=f"{text}\n") if problem is None else web.Response(text=f"{problem}\n", status=503)

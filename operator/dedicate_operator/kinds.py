@@ -33,6 +33,7 @@ INGRESS = Kind("networking.k8s.io", "v1", "Ingress", "ingresses")
 POD = Kind("", "v1", "Pod", "pods")
 SECRET = Kind("", "v1", "Secret", "secrets")
 EVENT = Kind("", "v1", "Event", "events")
+LEASE = Kind("coordination.k8s.io", "v1", "Lease", "leases")
 
 # The kinds that are written, in the order in which they are: what a pod needs before the pod, the route last.
 CHILDREN = (CLAIM, SERVICE, DEPLOYMENT, INGRESS)

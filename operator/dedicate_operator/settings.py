@@ -34,6 +34,8 @@ class Settings:
 
     defaults: EndpointDefaults
     watch_namespaces: tuple[str, ...] = ()
+    lease_name: str = "dedicate-operator"
+    lease_namespace: str | None = None
     log_format: LogFormat = "json"
     log_level: LogLevel = "info"
     liveness_port: int = 8080
@@ -55,6 +57,8 @@ class Settings:
                 route_external_port=reader.port("DEDICATE_ROUTE_EXTERNAL_PORT"),
             ),
             watch_namespaces=reader.names("DEDICATE_WATCH_NAMESPACES", _DNS_LABEL),
+            lease_name=reader.optional("DEDICATE_LEASE_NAME", _DNS_NAME, "a DNS name") or "dedicate-operator",
+            lease_namespace=reader.optional("DEDICATE_LEASE_NAMESPACE", _DNS_LABEL, "a namespace"),
             log_format=cast("LogFormat", reader.choice("DEDICATE_LOG_FORMAT", get_args(LogFormat), "json")),
             log_level=cast("LogLevel", reader.choice("DEDICATE_LOG_LEVEL", get_args(LogLevel), "info")),
             liveness_port=reader.port("DEDICATE_LIVENESS_PORT") or 8080,

@@ -6,11 +6,14 @@ it has one for the same thing, so that dashboards carry over with another prefix
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import accumulate
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
+from prometheus_client.utils import floatToGoString
 
 from dedicate_runtime.core.request import EngineStats, ModelInfo
 from dedicate_runtime.engine.interface import EngineLoss, StepKind
@@ -41,6 +44,15 @@ class Metrics:
             "requests", "Requests answered, by route, status and client", ["route", "status", "key_id"]
         )
         self._in_progress = self._gauge("requests_in_progress", "Requests being answered")
+        self._errors = self._counter("request_errors", "Requests refused or failed, streams too, by code", ["code"])
+        self._disconnects = self._counter("client_disconnects", "Requests whose client left before their answer's end")
+        self._finishes = self._counter(
+            "request_success", "Choices that came to their end, by why they ended", ["finished_reason"]
+        )
+        self._streams = self._gauge("streams_open", "Event streams being sent")
+        self._refused_connections = self._counter(
+            "refused_connections", "Connections that were ended before a request could be read, by why", ["reason"]
+        )
         self._durations = self._histogram(
             "request_duration_seconds",
             "Time from a request's first byte to its answer's last, by route",
@@ -55,11 +67,12 @@ class Metrics:
         self._first_tokens = self._histogram(
             "time_to_first_token_seconds", "Time from a request's first byte to its first token", _LATENCY_BUCKETS
         )
-        self._inter_token = self._histogram(
-            "inter_token_latency_seconds",
+        self._inter_token = _QuickHistogram(
+            f"{_PREFIX}_inter_token_latency_seconds",
             "Time between tokens of one choice, averaged over those that came together",
             _TOKEN_BUCKETS,
         )
+        self.registry.register(self._inter_token)
         self._prompt_lengths = self._histogram(
             "request_prompt_tokens", "Prompt tokens of a request that generated tokens", _LENGTH_BUCKETS
         )
@@ -84,15 +97,14 @@ class Metrics:
         self._decode_times = self._histogram(
             "request_decode_time_seconds", "Time from a sequence's first token to its end", _LATENCY_BUCKETS
         )
-        self._steps = self._histogram(
+        steps = self._histogram(
             "step_seconds", "Duration of a step, by whether it computed prompts", _TOKEN_BUCKETS, ["kind"]
         )
+        self._steps = {kind: steps.labels(kind.value) for kind in StepKind}
         self._restarts = self._counter("engine_restarts", "Engine processes that were lost, by how", ["cause"])
         self._refusals = self._counter(
             "requests_refused", "Requests that the queue had no room for, by the bound that said so", ["reason"]
         )
-        for kind in StepKind:
-            self._steps.labels(kind.value)
         for cause in EngineLoss:
             self._restarts.labels(cause.value)
         for reason in RefusalReason:
@@ -138,6 +150,27 @@ class Metrics:
             self._prompt_lengths.observe(num_prompt_tokens)
             self._generation_lengths.observe(num_completion_tokens)
 
+    def observe_error(self, code: str) -> None:
+        """Counts an error that a client was told; `code` is one of docs/api.md, or the type of one without."""
+        self._errors.labels(code).inc()
+
+    def observe_client_left(self) -> None:
+        self._disconnects.inc()
+
+    def observe_finishes(self, reasons: Iterable[str | None]) -> None:
+        for reason in reasons:
+            if reason is not None:
+                self._finishes.labels(reason).inc()
+
+    def observe_stream_start(self) -> None:
+        self._streams.inc()
+
+    def observe_stream_end(self) -> None:
+        self._streams.dec()
+
+    def observe_refused_connection(self, reason: str) -> None:
+        self._refused_connections.labels(reason).inc()
+
     def observe_limited(self, key_id: str, limit: str) -> None:
         self._limited.labels(key_id, limit).inc()
 
@@ -165,7 +198,7 @@ class Metrics:
         self._loading.set(load_s)
 
     def observe_step(self, kind: StepKind, seconds: float) -> None:
-        self._steps.labels(kind.value).observe(seconds)
+        self._steps[kind].observe(seconds)
 
     def observe_queue_time(self, seconds: float) -> None:
         self._queue_times.observe(seconds)
@@ -189,6 +222,59 @@ class Metrics:
     def watch_engine(self, read_stats: Callable[[], EngineStats | None]) -> None:
         """Exposes the engine's own numbers, as `read_stats` gives them at each scrape; None exposes none."""
         self.registry.register(_EngineCollector(read_stats))
+
+    def watch_log(self, count_dropped: Callable[[], int]) -> None:
+        """Exposes how many log records were lost, as `count_dropped` gives it at each scrape."""
+        help_ = "Log records that were not written, because nobody read those before them"
+        self.registry.register(_CounterCollector({"log_records_dropped": (help_, count_dropped)}))
+
+    def watch_traces(self, count_ended: Callable[[], int], count_exported: Callable[[], int]) -> None:
+        """Exposes how many sampled spans have ended and how many a collector took, as given at each scrape."""
+        counters = {
+            "trace_spans": ("Sampled spans that have ended", count_ended),
+            "trace_spans_exported": ("Spans that the collector took", count_exported),
+        }
+        self.registry.register(_CounterCollector(counters))
+
+
+class _CounterCollector(Collector):
+    """Counters that are kept elsewhere."""
+
+    def __init__(self, counters: Mapping[str, tuple[str, Callable[[], int]]]) -> None:
+        self._counters = counters
+
+    def collect(self) -> Iterable[Metric]:
+        for name, (help_, count) in self._counters.items():
+            yield CounterMetricFamily(f"{_PREFIX}_{name}", help_, value=count())
+
+    def describe(self) -> Iterable[Metric]:
+        return ()
+
+
+class _QuickHistogram(Collector):
+    """A histogram for what is observed with every token, at a fraction of the price of the library's, which locks.
+
+    Belongs to the event loop, scrapes included.
+    """
+
+    def __init__(self, name: str, help_: str, buckets: Sequence[float]) -> None:
+        self._name = name
+        self._help = help_
+        self._bounds = buckets
+        self._counts = [0] * (len(buckets) + 1)
+        self._sum = 0.0
+
+    def observe(self, value: float) -> None:
+        self._counts[bisect_left(self._bounds, value)] += 1
+        self._sum += value
+
+    def collect(self) -> Iterable[Metric]:
+        names = [*map(floatToGoString, self._bounds), "+Inf"]
+        buckets = list(zip(names, map(float, accumulate(self._counts)), strict=True))
+        yield HistogramMetricFamily(self._name, self._help, buckets=buckets, sum_value=self._sum)
+
+    def describe(self) -> Iterable[Metric]:
+        return (HistogramMetricFamily(self._name, self._help),)
 
 
 class _EngineCollector(Collector):

@@ -7,7 +7,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import logging
+import os
+import resource
+import socket
+import sys
 import time
 from collections.abc import AsyncGenerator, Coroutine, Generator, Sequence
 from dataclasses import dataclass, replace
@@ -17,6 +22,7 @@ import uvicorn
 from prometheus_client import CollectorRegistry
 
 from dedicate_runtime.api.app import create_app
+from dedicate_runtime.api.http_protocol import ConnectionLimits, bounded_protocol
 from dedicate_runtime.api.keys import KeyRing
 from dedicate_runtime.api.limits import Limiter, LimitPolicy
 from dedicate_runtime.api.limits_file import LimitsError, LimitsFile
@@ -24,6 +30,8 @@ from dedicate_runtime.api.management import create_management_app
 from dedicate_runtime.api.mounted_files import MountedFiles
 from dedicate_runtime.api.readiness import Readiness
 from dedicate_runtime.api.served_model import load_served_model
+from dedicate_runtime.api.sse import STALLED_READER_S, DirectSend
+from dedicate_runtime.api.trace_context import wants_traces
 from dedicate_runtime.api.usage import UsageBook
 from dedicate_runtime.engine.interface import EngineState
 from dedicate_runtime.errors import ExitCode, StartError
@@ -31,20 +39,28 @@ from dedicate_runtime.metrics import Metrics
 from dedicate_runtime.settings import AuthMode, Settings
 
 if TYPE_CHECKING:
-    import socket
-
     from starlette.types import ASGIApp
 
     from dedicate_runtime.api.served_model import ServedModel
+    from dedicate_runtime.api.tracing import Tracer
     from dedicate_runtime.core.request import EngineStats
     from dedicate_runtime.engine.supervisor import EngineSupervisor
+    from dedicate_runtime.logs import BackgroundHandler
 
 _log = logging.getLogger(__name__)
-_CLOSE_CONNECTIONS_S = 8
+_CLOSE_CONNECTIONS_S = 6
 """After the drain nothing runs, so connections have only their last bytes to send. Of the 15 s that the pod is given
-beyond the drain, the engine's end may take the rest."""
+beyond the drain, the last traces and logs and the engine's end may take the rest."""
+_GC_THRESHOLD = 50_000
+"""Objects made over objects freed before the collector looks at the young ones. With the usual 700 it looked several
+times in each step's frame, and now and then at all objects of all streams: a quarter of the time at 1,000."""
 _KEEP_ALIVE_S = 75
 """Longer than the 60 s for which proxies reuse an idle connection, so that they never pick one that is being closed."""
+
+_PROBE_CONNECTIONS = 256
+"""Arbitrary: kubelet and Prometheus need a handful."""
+_OTHER_FILES = 256
+"""Arbitrary: open files that are no connections of clients."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,7 +72,13 @@ class Listeners:
 
 
 async def serve_engine(
-    engine: EngineSupervisor, settings: Settings, listeners: Listeners, *, stopping: asyncio.Event, started_at: float
+    engine: EngineSupervisor,
+    settings: Settings,
+    listeners: Listeners,
+    *,
+    log: BackgroundHandler,
+    stopping: asyncio.Event,
+    started_at: float,
 ) -> None:
     """Serves until `stopping` is set and everything is drained.
 
@@ -72,25 +94,31 @@ async def serve_engine(
     metrics = Metrics(CollectorRegistry())
     metrics.watch_engine(lambda: _stats(engine))
     metrics.watch_queue(lambda: engine.expected_wait_s)
+    metrics.watch_log(lambda: log.num_dropped)
     engine.tell(metrics)
     readiness = Readiness(engine, stall_s=settings.stall_seconds)
-    app = create_app(
-        engine,
-        readiness=readiness,
-        keys=keys,
-        limiter=limiter,
-        usage=usage,
-        metrics=metrics,
-        dedicate=settings.dedicate,
-        request_timeout_s=settings.request_timeout_seconds,
-    )
+    bound_unread(listeners.public, STALLED_READER_S)
     files = MountedFiles(keys=keys, limits_file=limits_file, limiter=limiter, usage=usage, metrics=metrics)
     management = create_management_app(readiness, metrics.registry)
-    async with (
-        _in_background(files.watch()),
-        _serve(management, listeners.management) as probes,
-        _serve(app, listeners.public) as api,
-    ):
+    public, probing = _connection_limits()
+    if settings.log_prompts:
+        _log.warning("prompts and answers are written to the log", extra={"option": "--log-prompts"})
+    async with contextlib.AsyncExitStack() as stack:
+        app = create_app(
+            engine,
+            readiness=readiness,
+            keys=keys,
+            limiter=limiter,
+            usage=usage,
+            metrics=metrics,
+            dedicate=settings.dedicate,
+            request_timeout_s=settings.request_timeout_seconds,
+            tracer=await stack.enter_async_context(_tracing(settings, metrics)),
+            logs_prompts=settings.log_prompts,
+        )
+        await stack.enter_async_context(_in_background(files.watch()))
+        probes = await stack.enter_async_context(_serve(management, listeners.management, probing, metrics))
+        api = await stack.enter_async_context(_serve(DirectSend(app), listeners.public, public, metrics))
         ports = {"port": _port(listeners.public), "management_port": _port(listeners.management)}
         _log.info("listening", extra=ports)
         await _until(stopping, _live(engine, settings, readiness, metrics, started_at), servers=(probes, api))
@@ -120,6 +148,7 @@ async def _live(
     """Opens the API at the engine's first token, and again after each loss of the engine."""
     await engine.wait_ready()
     served = await asyncio.to_thread(load_served_model, engine.model, settings)
+    _calm_collector()
     while True:
         readiness.start_serving(served)
         load_s = time.monotonic() - started_at
@@ -130,6 +159,14 @@ async def _live(
         await engine.restart()
         # The new process found the memory as it is now: its cache, and the context with it, may be another.
         served = replace(served, info=engine.model)
+
+
+def _calm_collector() -> None:
+    """Has the garbage collector leave alone what is there for good, and look less often at the rest."""
+    gc.collect()
+    gc.freeze()
+    _, *older = gc.get_threshold()
+    gc.set_threshold(_GC_THRESHOLD, *older)
 
 
 def _describe(served: ServedModel) -> dict[str, object]:
@@ -167,6 +204,41 @@ async def _until(
         await asyncio.gather(living, asked, return_exceptions=True)
 
 
+@contextlib.asynccontextmanager
+async def _tracing(settings: Settings, metrics: Metrics) -> AsyncGenerator[Tracer | None, None]:
+    """Gives who traces requests, if the environment names a collector, and has the last spans sent at the end.
+
+    Raises:
+        StartError: the environment has a value for OpenTelemetry that cannot be used.
+    """
+    if not wants_traces(os.environ):
+        yield None
+        return
+    # Imported only here: it takes memory and a quarter of a second, and most run without.
+    from dedicate_runtime.api.trace_export import start_trace_export  # noqa: PLC0415
+
+    export = start_trace_export(settings, os.environ)
+    metrics.watch_traces(lambda: export.num_ended, lambda: export.num_exported)
+    try:
+        yield export.tracer
+    finally:
+        await export.aclose()
+
+
+def _connection_limits() -> tuple[ConnectionLimits, ConnectionLimits]:
+    """Lets this process open as many files as it may, and gives what that leaves for clients and for probes."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    public, probing = ConnectionLimits(), ConnectionLimits(max_connections=_PROBE_CONNECTIONS)
+    needed = public.num_files + probing.num_files + _OTHER_FILES
+    allowed = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
+    if soft != resource.RLIM_INFINITY and soft < allowed:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
+    if allowed < needed:
+        _log.warning("few open files are allowed: fewer connections are taken", extra={"limit": allowed})
+        public = public.within(allowed - probing.num_files - _OTHER_FILES)
+    return public, probing
+
+
 class _Server(uvicorn.Server):
     """A server that leaves signals to the composition root."""
 
@@ -187,7 +259,9 @@ async def _in_background(work: Coroutine[None, None, NoReturn]) -> AsyncGenerato
 
 
 @contextlib.asynccontextmanager
-async def _serve(app: ASGIApp, listener: socket.socket) -> AsyncGenerator[asyncio.Future[None], None]:
+async def _serve(
+    app: ASGIApp, listener: socket.socket, limits: ConnectionLimits, metrics: Metrics
+) -> AsyncGenerator[asyncio.Future[None], None]:
     """Serves an application on a socket for as long as the block runs, then lets its connections end.
 
     Gives the server's task, which ends before the block does only by a fault.
@@ -195,7 +269,7 @@ async def _serve(app: ASGIApp, listener: socket.socket) -> AsyncGenerator[asynci
     server = _Server(
         uvicorn.Config(
             app,
-            http="httptools",
+            http=bounded_protocol(limits, on_refusal=metrics.observe_refused_connection),
             ws="none",
             lifespan="off",
             log_config=None,
@@ -213,6 +287,16 @@ async def _serve(app: ASGIApp, listener: socket.socket) -> AsyncGenerator[asynci
         await asyncio.wait([serving])
         if (error := serving.exception()) is not None:
             _log.error("a server failed", exc_info=error)
+
+
+def bound_unread(listener: socket.socket, seconds: float) -> None:
+    """Has the kernel drop connections of `listener` whose peer takes nothing for so long, and their buffers with them.
+
+    A server can only close them, which waits for what is unsent. Source: tcp(7), which leaves out that accepted sockets
+    inherit the option and that a window of zero counts, too.
+    """
+    if sys.platform == "linux":
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(1000 * seconds))
 
 
 def _port(listener: socket.socket) -> int:

@@ -3,13 +3,26 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import yaml
 
-from tests.cluster.harness import CORE, ENDPOINTS, REPOSITORY, Api, Namespace, Operator, eventually, read_rules
+from tests.cluster.harness import (
+    CORE,
+    ENDPOINTS,
+    LEASE,
+    LEASES,
+    RBAC,
+    REPOSITORY,
+    Api,
+    Namespace,
+    Operator,
+    eventually,
+    read_lease_rules,
+    read_rules,
+)
 
 
 @pytest.fixture(scope="session")
@@ -21,15 +34,36 @@ def admin(api_cluster, ran_against) -> Iterator[Api]:
     crd = yaml.safe_load((REPOSITORY / "crds/dedicatedendpoints.yaml").read_text())
     api.apply(f"/apis/apiextensions.k8s.io/v1/customresourcedefinitions/{crd['metadata']['name']}", crd)
     eventually(lambda: api.request("GET", f"{ENDPOINTS}/dedicatedendpoints").is_success, timeout_s=30)
-    api.create(f"{CORE}/namespaces/default/serviceaccounts", {"metadata": {"name": "operator"}})
-    rbac = "/apis/rbac.authorization.k8s.io/v1"
-    api.create(f"{rbac}/clusterroles", {"metadata": {"name": "dedicate-operator"}, "rules": read_rules()})
-    subject = {"kind": "ServiceAccount", "name": "operator", "namespace": "default"}
-    role = {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "dedicate-operator"}
-    binding = {"metadata": {"name": "dedicate-operator"}, "roleRef": role, "subjects": [subject]}
-    api.create(f"{rbac}/clusterrolebindings", binding)
+    _grant(api, "operator")
+    # As a release before has left it: where there is no Lease, the first operator leads 15 s later.
+    api.create(LEASES, {"metadata": {"name": LEASE}, "spec": {}})
     yield api
     api.close()
+
+
+def _grant(api: Api, account: str, *, leases: tuple[str, ...] = (LEASE,)) -> None:
+    """Make a service account in `default` that may do what docs/rbac.md lists."""
+    api.create(f"{CORE}/namespaces/default/serviceaccounts", {"metadata": {"name": account}})
+    for kind, where, rules in (
+        ("ClusterRole", RBAC, read_rules()),
+        ("Role", f"{RBAC}/namespaces/default", read_lease_rules(*leases)),
+    ):
+        metadata = {"name": f"dedicate-{account}"}
+        api.create(f"{where}/{kind.lower()}s", {"metadata": metadata, "rules": rules})
+        role = {"apiGroup": "rbac.authorization.k8s.io", "kind": kind, "name": metadata["name"]}
+        subjects = [{"kind": "ServiceAccount", "name": account, "namespace": "default"}]
+        api.create(f"{where}/{kind.lower()}bindings", {"metadata": metadata, "roleRef": role, "subjects": subjects})
+
+
+@pytest.fixture(scope="session")
+def make_account(api_cluster, admin, tmp_path_factory) -> Callable[..., Path]:
+    """Make a service account for one more operator; return its kubeconfig."""
+
+    def make(name: str, **options: tuple[str, ...]) -> Path:
+        _grant(admin, name, **options)
+        return api_cluster.kubeconfig_for(name, "default", tmp_path_factory.mktemp(name) / "kubeconfig")
+
+    return make
 
 
 @pytest.fixture(scope="session")
@@ -40,10 +74,12 @@ def operator_kubeconfig(api_cluster, admin, tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def operator_process(operator_kubeconfig, tmp_path_factory) -> Iterator[Operator]:
     process = Operator(operator_kubeconfig, tmp_path_factory.mktemp("operator") / "log")
-    process.start()
-    yield process
-    if process.is_running():
-        process.stop()
+    try:
+        process.start()
+        yield process
+    finally:
+        if process.is_running():
+            process.stop()
 
 
 @pytest.fixture

@@ -24,6 +24,10 @@ ENDPOINTS = "/apis/dedicate.dev/v1alpha1"
 DEPLOYMENTS = "/apis/apps/v1"
 INGRESSES = "/apis/networking.k8s.io/v1"
 CORE = "/api/v1"
+RBAC = "/apis/rbac.authorization.k8s.io/v1"
+LEASES = "/apis/coordination.k8s.io/v1/namespaces/default/leases"
+# The operator's default name for it.
+LEASE = "dedicate-operator"
 RUNTIME_IMAGE = "registry.example/dedicate-runtime:test"
 # The garbage collector looks for new kinds, such as ours, every 30 s only.
 COLLECTION_S = 60.0
@@ -182,7 +186,8 @@ class Operator:
         self._process: subprocess.Popen[bytes] | None = None
         self._port = 0
 
-    def start(self, **environment: str) -> None:
+    def start(self, role: str | None = "leading", **environment: str) -> None:
+        """Return once the process is ready in that role; None awaits nothing."""
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self._port = probe.getsockname()[1]
@@ -191,6 +196,8 @@ class Operator:
                 [sys.executable, "-m", "dedicate_operator"],
                 env={
                     "PATH": os.environ["PATH"],
+                    # Where the tests import the operator from, the process does, too.
+                    "PYTHONPATH": os.environ.get("PYTHONPATH", ""),
                     "HOME": str(self.log.parent),
                     "KUBECONFIG": str(self._kubeconfig),
                     "DEDICATE_RUNTIME_IMAGE": RUNTIME_IMAGE,
@@ -201,19 +208,37 @@ class Operator:
                 stdout=log,
                 stderr=log,
             )
-        eventually(lambda: self.probe("/readyz") == 200, timeout_s=60)
+        if role is not None:
+            self.await_role(role, timeout_s=60)
 
     def probe(self, path: str) -> int | None:
+        return self.ask(path)[0]
+
+    def ask(self, path: str) -> tuple[int | None, str]:
         assert self._process is not None
         assert self._process.poll() is None, self.log.read_text()[-4000:]
         try:
-            return httpx2.get(f"http://127.0.0.1:{self._port}{path}", timeout=5).status_code
-        except httpx2.TransportError:
-            return None
+            response = httpx2.get(f"http://127.0.0.1:{self._port}{path}", timeout=5)
+        except httpx2.TransportError as error:
+            return None, repr(error)
+        return response.status_code, response.text.strip()
 
-    def stop(self, signal_: signal.Signals = signal.SIGTERM) -> int:
+    def await_role(self, role: str, timeout_s: float = 10.0) -> None:
+        def look() -> bool:
+            status, text = self.ask("/readyz")
+            assert status == 200, text
+            assert text.startswith(f"ok: {role}"), text
+            return True
+
+        eventually(look, timeout_s)
+
+    def send(self, signal_: signal.Signals) -> None:
         assert self._process is not None
         self._process.send_signal(signal_)
+
+    def stop(self, signal_: signal.Signals = signal.SIGTERM) -> int:
+        self.send(signal_)
+        assert self._process is not None
         return self._process.wait(timeout=20)
 
     def is_running(self) -> bool:
@@ -224,7 +249,7 @@ class Operator:
 
 
 def read_rules() -> list[Json]:
-    """Return the rules that the table in docs/rbac.md grants."""
+    """Return the rules that docs/rbac.md grants for the endpoints."""
     rules = []
     for line in (REPOSITORY / "docs/rbac.md").read_text().splitlines():
         cells = [cell.strip() for cell in line.strip("|").split("|")]
@@ -234,3 +259,11 @@ def read_rules() -> list[Json]:
             rules.append({"apiGroups": [group], "resources": [cells[1].strip("`")], "verbs": verbs})
     assert rules
     return rules
+
+
+def read_lease_rules(*names: str) -> list[Json]:
+    """Return the rules that docs/rbac.md grants for Leases of these names."""
+    pattern = r"^\| `(.*)` \| `(.*)` \| `DEDICATE_LEASE_NAME` \| (.*?) \|"
+    (row,) = re.findall(pattern, (REPOSITORY / "docs/rbac.md").read_text(), re.MULTILINE)
+    verbs = row[2].split(", ")
+    return [{"apiGroups": [row[0]], "resources": [row[1]], "resourceNames": list(names), "verbs": verbs}]

@@ -111,6 +111,8 @@ def test_deletion_needs_no_operator(settled, operator):
 def test_outage_of_the_api_server_is_survived(settled, operator, api_cluster):
     api_cluster.kill("kube-apiserver")
     eventually(lambda: is_up(settled.api), timeout_s=60)
+    # The Lease may have run out meanwhile.
+    operator.await_role("leading", timeout_s=20)
     settled.apply("after")
     settled.await_children("after")
     settled.api.delete(settled.path(DEPLOYMENTS, "deployments", "e1"))
@@ -147,6 +149,9 @@ def test_sigterm_ends_it_cleanly(operator):
         ("patch", "dedicate.dev", "dedicatedendpoints"),
         ("delete", "dedicate.dev", "dedicatedendpoints"),
         ("patch", "apps", "statefulsets"),
+        ("update", "coordination.k8s.io", "leases"),
+        ("create", "coordination.k8s.io", "leases"),
+        ("list", "coordination.k8s.io", "leases"),
     ],
 )
 def test_operator_may_not(operator_kubeconfig, verb, group, resource):

@@ -21,6 +21,9 @@ DOCUMENTS = [
 ]
 
 
+LEASE_ROW = re.compile(r"^\| `coordination.k8s.io` \| `leases` \| `DEDICATE_LEASE_NAME` \| (.*?) \|", re.MULTILINE)
+
+
 def rules_of_the_chart():
     (role,) = (item for item in render() if item["kind"] == "ClusterRole")
     return {
@@ -32,10 +35,11 @@ def rules_of_the_chart():
     }
 
 
-@pytest.mark.parametrize(("path", "heading"), [("docs/rbac.md", None), ("SECURITY.md", "What the operator may do")])
+@pytest.mark.parametrize(
+    ("path", "heading"), [("docs/rbac.md", "For the endpoints"), ("SECURITY.md", "What the operator may do")]
+)
 def test_rights_are_the_charts(path, heading, document):
-    text = document(path).text
-    section = text if heading is None else text.split(f"## {heading}\n")[1].split("\n## ")[0]
+    section = document(path).text.split(f"## {heading}\n")[1].split("\n## ")[0]
     rows = re.findall(r'^\| `"?([a-z0-9.]*)"?` \| (.*?) \| (.*?) \|', section, re.MULTILINE)
     documented = {
         (group, resource, verb)
@@ -44,6 +48,15 @@ def test_rights_are_the_charts(path, heading, document):
         for verb in re.findall(r"[a-z]+", verbs)
     }
     assert documented == rules_of_the_chart()
+
+
+def test_rights_to_the_lease_are_the_charts(document):
+    (role,) = (item for item in render() if item["metadata"]["name"] == "dedicate-lease" and item["kind"] == "Role")
+    (rule,) = role["rules"]
+    (verbs,) = LEASE_ROW.findall(document("docs/rbac.md").text)
+    assert re.findall(r"[a-z]+", verbs) == rule["verbs"]
+    sentence = document("SECURITY.md").text.split("one object more: ")[1].split(" of the Lease")[0]
+    assert re.split(r", | and ", sentence) == rule["verbs"]
 
 
 def test_namespaced_roles_grant_the_same():

@@ -23,6 +23,6 @@ def test_model_pods_ask_the_runtimes_management_port(endpoint, defaults):
 def test_the_chart_asks_the_operators_health_server():
     (deployment,) = (item for item in render() if item["kind"] == "Deployment")
     (container,) = deployment["spec"]["template"]["spec"]["containers"]
-    server = HealthServer(0, find_fault=lambda: None, is_ready=lambda: True)
+    server = HealthServer(0, find_fault=lambda: None, find_obstacle=lambda: None, describe_role=lambda: "leading")
     served = {resource.canonical for resource in server._runner.app.router.resources()}
     assert asked(container) == served == {"/healthz", "/readyz"}

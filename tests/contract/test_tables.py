@@ -92,7 +92,13 @@ class TestOperatorEnvironment:
         settings = OperatorSettings.from_environment(
             {item["name"]: item["value"] for item in operator_container["env"]}
         )
-        assert settings == OperatorSettings.from_environment({"DEDICATE_RUNTIME_IMAGE": settings.defaults.image})
+        # The chart names the Lease after the release; everything else is the operator's own default.
+        own = {
+            "DEDICATE_RUNTIME_IMAGE": settings.defaults.image,
+            "DEDICATE_LEASE_NAME": "dedicate",
+            "DEDICATE_LEASE_NAMESPACE": "dedicate-system",
+        }
+        assert settings == OperatorSettings.from_environment(own)
 
     def test_the_operator_reads_each_variable(self, rows):
         environment = {"DEDICATE_RUNTIME_IMAGE": "runtime:1"}
@@ -126,12 +132,14 @@ class TestOperatorEnvironment:
     def test_defaults_are_told(self, rows):
         settings = OperatorSettings.from_environment({"DEDICATE_RUNTIME_IMAGE": "runtime:1"})
         assert rows["DEDICATE_RUNTIME_IMAGE"] == "required"
+        assert strip(rows["DEDICATE_LEASE_NAME"]) == settings.lease_name
         assert strip(rows["DEDICATE_LOG_FORMAT"]) == settings.log_format
         assert strip(rows["DEDICATE_LOG_LEVEL"]) == settings.log_level
         assert rows["DEDICATE_LIVENESS_PORT"] == str(settings.liveness_port)
         empty = {name for name, default in rows.items() if default.startswith("empty")}
         assert empty == set(rows) - {
             "DEDICATE_RUNTIME_IMAGE",
+            "DEDICATE_LEASE_NAME",
             "DEDICATE_LOG_FORMAT",
             "DEDICATE_LOG_LEVEL",
             "DEDICATE_LIVENESS_PORT",

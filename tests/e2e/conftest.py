@@ -29,6 +29,7 @@ MODEL_URI = f"pvc://{objects.MODELS_CLAIM}/{MODEL_FOLDER}"
 READY_S = 420
 GONE_S = 120
 CONDITION_S = 120
+OPERATOR = "app.kubernetes.io/component=operator"
 TAIL = ("--tail=60", "--prefix", "--timestamps")
 
 
@@ -49,7 +50,7 @@ def pytest_runtest_makereport(item):
         for title, arguments in {
             "endpoints and pods": ("get", "dedicatedendpoints,pods", "--all-namespaces", "--output=wide"),
             "events": ("get", "events", f"--namespace={NAMESPACE}", "--sort-by=.lastTimestamp"),
-            "operator": ("logs", f"--namespace={objects.OPERATOR_NAMESPACE}", f"deployment/{objects.RELEASE}", *TAIL),
+            "operator": ("logs", f"--namespace={objects.OPERATOR_NAMESPACE}", f"--selector={OPERATOR}", *TAIL),
             "runtime": ("logs", f"--namespace={NAMESPACE}", "--selector=dedicate.dev/endpoint=shared", *TAIL),
         }.items():
             try:

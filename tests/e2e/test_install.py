@@ -9,9 +9,10 @@ import pytest
 
 from dev.demo import objects
 from dev.demo.errors import DemoError
-from dev.demo.kube import is_rolled_out
+from dev.demo.kube import await_value, is_rolled_out
 
 OPERATOR = "app.kubernetes.io/component=operator"
+GONE_S = 60
 
 
 def test_the_release_is_deployed_and_the_operator_runs(kube, release):
@@ -22,8 +23,17 @@ def test_the_release_is_deployed_and_the_operator_runs(kube, release):
 
 
 def test_the_operator_runs_the_image_that_was_pushed(kube, release, values):
-    (pod,) = kube.items("pods", objects.OPERATOR_NAMESPACE, OPERATOR)
-    assert pod["spec"]["containers"][0]["image"].endswith(f"@{values['operator']['image']['digest']}")
+    pods = kube.items("pods", objects.OPERATOR_NAMESPACE, OPERATOR)
+    assert len(pods) == 2
+    for pod in pods:
+        assert pod["spec"]["containers"][0]["image"].endswith(f"@{values['operator']['image']['digest']}")
+
+
+def test_one_of_the_operators_pods_leads(kube, release):
+    (deployment,) = kube.items("deployments", objects.OPERATOR_NAMESPACE, OPERATOR)
+    lease = kube.get("lease", deployment["metadata"]["name"], objects.OPERATOR_NAMESPACE)
+    pods = [pod["metadata"]["name"] for pod in kube.items("pods", objects.OPERATOR_NAMESPACE, OPERATOR)]
+    assert lease["spec"]["holderIdentity"].rpartition("_")[0] in pods
 
 
 def test_every_field_is_explained(kube, release):
@@ -58,7 +68,7 @@ def test_an_upgrade_of_the_operator_rolls_no_model(kube, release, values, shared
     models, operators = model_pods(), operator_pods()
     changed = copy.deepcopy(values) | {"logging": {"level": "debug"}}
     kube.install_chart(release, objects.OPERATOR_NAMESPACE, changed)
-    assert not operator_pods() & operators
+    await_value("the old pods have gone", lambda: not operator_pods() & operators or None, deadline_s=GONE_S)
     assert model_pods() == models
 
 

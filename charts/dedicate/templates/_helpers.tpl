@@ -59,6 +59,10 @@ helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version | replace 
   value: {{ join "," .Values.runtime.imagePullSecrets | quote }}
 - name: DEDICATE_WATCH_NAMESPACES
   value: {{ join "," .Values.watch.namespaces | quote }}
+- name: DEDICATE_LEASE_NAME
+  value: {{ include "dedicate.fullname" . | quote }}
+- name: DEDICATE_LEASE_NAMESPACE
+  value: {{ .Release.Namespace | quote }}
 - name: DEDICATE_ROUTE_HOST
   value: {{ .Values.route.host | quote }}
 - name: DEDICATE_ROUTE_CLASS_NAME

@@ -11,6 +11,9 @@ INVALID_REQUEST = "invalid_request_error"
 SERVER_ERROR = "server_error"
 _UNAVAILABLE_RETRY_S = 15
 """Arbitrary: a small model is loaded, or a drained pod replaced, in that time."""
+_MAX_MESSAGE = 1000
+_MAX_PARAM = 200
+"""Both in characters, arbitrary: an error may quote what a client sent, and need not send megabytes of it back."""
 
 
 class ApiError(Exception):
@@ -36,7 +39,13 @@ class ApiError(Exception):
 
     def envelope(self) -> dict[str, Any]:
         """Gives the body: all four keys, always."""
-        return {"error": {"message": self.message, "type": self.kind, "param": self.param, "code": self.code}}
+        param = None if self.param is None else _cut(self.param, _MAX_PARAM)
+        message = _cut(self.message, _MAX_MESSAGE)
+        return {"error": {"message": message, "type": self.kind, "param": param, "code": self.code}}
+
+
+def _cut(text: str, limit: int) -> str:
+    return text if len(text) <= limit else f"{text[: limit - 1]}…"
 
 
 def refuse(param: str | None, message: str, *, code: str | None = None) -> NoReturn:

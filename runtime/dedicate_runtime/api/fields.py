@@ -4,20 +4,35 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, PlainValidator, WithJsonSchema
+from pydantic import BeforeValidator, Field, PlainValidator, WithJsonSchema
 
-_MAX_STOPS = 1024
+_TEXT_PARTS = {"text": "text", "input_text": "text", "output_text": "text", "refusal": "refusal"}
+"""Type of a content part -> the field that holds its text. All but `text` come with answers that are sent back."""
+MAX_MESSAGES = 10_000
+MAX_ITEMS = 1024
+"""Of `stop`, `stop_token_ids`, `end_id`, `logit_bias`, a list of prompts and the tool calls of a message."""
 _MAX_STOP_CHARACTERS = 1024
-"""Both arbitrary, far above what clients send; they bound the work that one request can ask for."""
+"""All arbitrary, far above what clients send; they bound the work that one request can ask for."""
 
 
-def _integral(value: object) -> object:
+def at_most(limit: int, things: str) -> BeforeValidator:
+    """Refuses a longer list or object before anything looks into it."""
+
+    def check(value: object) -> object:
+        if isinstance(value, list | dict) and len(value) > limit:
+            raise ValueError(f"At most {limit} {things}.")
+        return value
+
+    return BeforeValidator(check)
+
+
+def integral(value: object) -> object:
     """Takes 5.0 for 5: JSON has one type of number, and some languages write it so."""
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def _token_ids(value: object) -> tuple[int, ...]:
-    items: list[object] = value if isinstance(value, list) else [value]
+    items = [integral(item) for item in (value if isinstance(value, list) else [value])]
     token_ids = tuple(item for item in items if type(item) is int and item >= 0)
     if len(token_ids) != len(items):
         raise ValueError("Token ids must be integers of 0 or more.")
@@ -31,8 +46,8 @@ def _stops(value: object) -> tuple[str, ...]:
         raise ValueError("Must be a string or a list of strings.")
     if not all(stops):
         raise ValueError("An empty string cannot be a stop.")
-    if len(stops) > _MAX_STOPS or any(len(stop) > _MAX_STOP_CHARACTERS for stop in stops):
-        raise ValueError(f"At most {_MAX_STOPS} stops of {_MAX_STOP_CHARACTERS} characters each.")
+    if any(len(stop) > _MAX_STOP_CHARACTERS for stop in stops):
+        raise ValueError(f"At most {_MAX_STOP_CHARACTERS} characters for each stop.")
     return stops
 
 
@@ -46,8 +61,10 @@ def _prompts(value: object) -> tuple[str | tuple[int, ...], ...]:
         )
     if not value:
         raise ValueError("An empty list is no prompt.")
-    if all(type(item) is int for item in value):
+    if type(value[0]) is int and all(type(item) is int for item in value):
         return (_token_ids(value),)
+    if len(value) > MAX_ITEMS:
+        raise ValueError(f"At most {MAX_ITEMS} prompts.")
     if all(isinstance(item, str) for item in value):
         return tuple(value)
     if all(isinstance(item, list) and item for item in value):
@@ -65,17 +82,43 @@ def _joined_parts(value: object) -> object:
         return value
     texts = []
     for part in value:
-        if not isinstance(part, dict) or part.get("type") not in {"text", "input_text"}:
+        kind = part.get("type") if isinstance(part, dict) else None
+        if not isinstance(kind, str) or kind not in _TEXT_PARTS:
             raise ValueError("Content parts must be of type text: this model takes no images, audio or files.")
-        if not isinstance(part.get("text"), str):
-            raise ValueError("A text part needs a string in text.")  # noqa: TRY004 - likewise
-        texts.append(part["text"])
+        text = part.get(_TEXT_PARTS[kind])
+        if not isinstance(text, str):
+            raise ValueError(f"A part of type {kind} needs a string in {_TEXT_PARTS[kind]}.")  # noqa: TRY004 - likewise
+        texts.append(text)
     return "\n".join(texts)
 
 
-Integer = Annotated[int, BeforeValidator(_integral)]
+def _empty_list_as_map(value: object) -> object:
+    """Takes `[]` for `{}`: some languages know one empty collection."""
+    return {} if value == [] else value
+
+
+def allow_null(schema: dict[str, Any]) -> None:
+    """Says in a JSON schema what holds for all requests: any optional field may be null."""
+    required = schema.get("required", ())
+    for name, field in schema.get("properties", {}).items():
+        if name in required:
+            continue
+        if isinstance(field.get("type"), str):
+            field["type"] = [field["type"], "null"]
+        elif {"type": "null"} not in field.get("anyOf", ()):
+            forms = field.pop("anyOf", None) or [{"$ref": field.pop("$ref")}]
+            field["anyOf"] = [*forms, {"type": "null"}]
+
+
+Integer = Annotated[int, BeforeValidator(integral)]
 TokenIds = Annotated[tuple[int, ...], PlainValidator(_token_ids), _list_or_one("integer", 0)]
-Stops = Annotated[tuple[str, ...], PlainValidator(_stops), _list_or_one("string")]
+FewTokenIds = Annotated[TokenIds, at_most(MAX_ITEMS, "token ids")]
+LogitBias = Annotated[
+    dict[str, Annotated[float, Field(ge=-100, le=100, allow_inf_nan=False)]],
+    at_most(MAX_ITEMS, "token ids"),
+    BeforeValidator(_empty_list_as_map),
+]
+Stops = Annotated[tuple[str, ...], PlainValidator(_stops), at_most(MAX_ITEMS, "stops"), _list_or_one("string")]
 Prompts = Annotated[
     tuple[str | tuple[int, ...], ...],
     PlainValidator(_prompts),

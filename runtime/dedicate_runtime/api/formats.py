@@ -204,6 +204,7 @@ class CompletionFormat(_BaseFormat):
         writer = self._logprobs[delta.index]
         entries = writer.empty()
         if self._echoes is not None and delta.prompt_logprobs:
-            writer.add_prompt(entries, self._echoes[delta.index].token_ids, delta.prompt_logprobs)
+            echo = self._echoes[delta.index]
+            writer.add_prompt(entries, echo.token_ids, delta.prompt_logprobs, echo.text)
         writer.add(entries, delta.logprobs)
         return entries

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 class ChoicePlan:
     """One choice to generate: its sequence, how its text ends, and what an echo repeats.
 
-    `discards_tokens` is for an answer without new tokens whose prompt must be computed all the same.
+    `discards_tokens` is for an answer without new tokens whose prompt must be computed all the same. `shown_stops` are
+    end tokens whose text belongs to the answer.
     """
 
     index: int
@@ -34,6 +35,7 @@ class ChoicePlan:
     request: Request
     detokenizer: Detokenizer
     discards_tokens: bool = False
+    shown_stops: Mapping[int, str] = field(default_factory=dict)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -85,6 +87,9 @@ class Generation:
     """When the request came in, by `clock`."""
     deadline: Deadline
     clock: Callable[[], float] = time.monotonic
+    texts: dict[int, list[str]] | None = None
+    """Collects what each choice said, where that is to be logged."""
+    finish_reasons: dict[int, str] = field(init=False, default_factory=dict)
     usage: Usage = field(init=False)
     time_to_first_token_s: float | None = field(init=False, default=None)
     _choices: dict[RequestId, _Choice] = field(init=False)
@@ -110,7 +115,10 @@ class Generation:
                 if choice.is_finished:
                     continue
                 delta = self._take(choice, output)
+                if self.texts is not None:
+                    self.texts.setdefault(delta.index, []).append(delta.text)
                 if delta.finish_reason is not None:
+                    self.finish_reasons[delta.index] = delta.finish_reason
                     num_unfinished -= 1
                     if output.finish_reason is None:
                         await self.stream.abort(output.request_id)
@@ -166,6 +174,8 @@ class Generation:
             rest = plan.detokenizer.flush()
             delta.text += rest.text
             delta.finish_reason = FinishReason.STOP.value if rest.stopped else output.finish_reason.value
+            if ends_by_id and not rest.stopped:
+                delta.text += plan.shown_stops.get(output.token_ids[-1], "")
 
     def _note_tokens(self, choice: _Choice, count: int) -> None:
         if not count:

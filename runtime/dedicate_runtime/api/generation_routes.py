@@ -13,13 +13,15 @@ from fastapi import APIRouter
 from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response
 
-from dedicate_runtime.api.body import read_body
+from dedicate_runtime.api.access_log import loggable
+from dedicate_runtime.api.answers import ChatCompletion, ChatCompletionChunk, TextCompletion, TextCompletionChunk
 from dedicate_runtime.api.context import ApiContext, check_model
 from dedicate_runtime.api.deadline import deadline_of, terms_of, within_deadline
-from dedicate_runtime.api.documentation import generation_docs
+from dedicate_runtime.api.documentation import OF_GENERATION, TIMEOUT_PARAMETER, answer_docs, body_docs
 from dedicate_runtime.api.errors import ApiError, failed
 from dedicate_runtime.api.formats import AnswerFormat, AnswerHead, ChatFormat, CompletionFormat
 from dedicate_runtime.api.generation import ChoicePlan, Generation, check_room, most_tokens, submit
+from dedicate_runtime.api.generation_record import GenerationRecord, build_phases
 from dedicate_runtime.api.logprobs import ChatLogprobs, CompletionLogprobs
 from dedicate_runtime.api.middleware import RequestRecord, record_of
 from dedicate_runtime.api.planning import (
@@ -30,7 +32,7 @@ from dedicate_runtime.api.planning import (
     echoes_of,
     plan_choices,
 )
-from dedicate_runtime.api.schemas import ChatCompletionRequest, CompletionRequest, GenerationRequest, parse_body
+from dedicate_runtime.api.schemas import ChatCompletionRequest, CompletionRequest, GenerationRequest
 from dedicate_runtime.api.sse import DONE, EventStream, cancel_and_wait, event, wait_for_disconnect
 
 if TYPE_CHECKING:
@@ -40,13 +42,24 @@ _log = logging.getLogger(__name__)
 _CLIENT_GONE = 499
 """What the access log says of a client that did not wait; nobody is there to read the answer."""
 
+_MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
+_TURN = {"role": "user", "content": "What is a token?"}
+_CHAT_EXAMPLES = {
+    "whole": {"model": _MODEL, "messages": [_TURN]},
+    "streamed": {"model": _MODEL, "messages": [_TURN], "stream": True, "stream_options": {"include_usage": True}},
+}
+_COMPLETION_EXAMPLES = {
+    "text": {"model": _MODEL, "prompt": "Once upon a time", "max_tokens": 32, "stop": ["\n"]},
+    "likelihood": {"model": _MODEL, "prompt": [1, 2, 3], "echo": True, "logprobs": 1, "max_tokens": 0},
+}
+
 
 def build_generation_router(context: ApiContext) -> APIRouter:
     """Builds the two endpoints that generate."""
     router = APIRouter(tags=["generation"])
 
     async def create_chat_completion(request: HttpRequest) -> Response:
-        wire = parse_body(await read_body(request), ChatCompletionRequest)
+        wire = await context.read(request, ChatCompletionRequest)
         served = context.readiness.require_ready()
         check_model(served, wire.model)
         check_together(wire)
@@ -65,10 +78,11 @@ def build_generation_router(context: ApiContext) -> APIRouter:
             client_id=client_id,
         )
         logprobs = ChatLogprobs(served.tokenizer, num_logprobs) if num_logprobs is not None else None
+        _note_generation(context, request, wire, head, plans, prompt=wire.messages)
         return await _answer(context, request, wire, plans, ChatFormat(head, len(plans), logprobs))
 
     async def create_completion(request: HttpRequest) -> Response:
-        wire = parse_body(await read_body(request), CompletionRequest)
+        wire = await context.read(request, CompletionRequest)
         served = context.readiness.require_ready()
         check_model(served, wire.model)
         check_together(wire)
@@ -89,18 +103,41 @@ def build_generation_router(context: ApiContext) -> APIRouter:
         logprobs = None
         if wire.logprobs is not None:
             starts = [len(echo.text) for echo in echoes] if echoes else [0] * len(plans)
-            logprobs = [CompletionLogprobs(served.tokenizer, first_offset=start) for start in starts]
+            shows_specials = not wire.skip_special_tokens
+            logprobs = [
+                CompletionLogprobs(served.tokenizer, first_offset=start, shows_specials=shows_specials)
+                for start in starts
+            ]
+        _note_generation(context, request, wire, head, plans, prompt=wire.prompt)
         return await _answer(context, request, wire, plans, CompletionFormat(head, len(plans), logprobs, echoes))
 
     bounded = partial(within_deadline, longest_s=context.request_timeout_s)
+    needs_key = context.keys is not None
     router.add_api_route(
         "/v1/chat/completions",
         bounded(create_chat_completion),
         methods=["POST"],
-        **generation_docs(ChatCompletionRequest),
+        **body_docs(ChatCompletionRequest, _CHAT_EXAMPLES, TIMEOUT_PARAMETER),
+        **answer_docs(
+            ChatCompletion,
+            *OF_GENERATION,
+            summary="Answer a conversation",
+            needs_key=needs_key,
+            chunk=ChatCompletionChunk,
+        ),
     )
     router.add_api_route(
-        "/v1/completions", bounded(create_completion), methods=["POST"], **generation_docs(CompletionRequest)
+        "/v1/completions",
+        bounded(create_completion),
+        methods=["POST"],
+        **body_docs(CompletionRequest, _COMPLETION_EXAMPLES, TIMEOUT_PARAMETER),
+        **answer_docs(
+            TextCompletion,
+            *OF_GENERATION,
+            summary="Continue a raw text",
+            needs_key=needs_key,
+            chunk=TextCompletionChunk,
+        ),
     )
     return router
 
@@ -112,6 +149,28 @@ def _answer_head(wire: GenerationRequest, served: ServedModel, kind: str) -> Ans
         model=served.name,
         include_usage=options is not None and options.include_usage,
         continuous_usage=options is not None and options.continuous_usage_stats,
+    )
+
+
+def _note_generation(
+    context: ApiContext,
+    request: HttpRequest,
+    wire: GenerationRequest,
+    head: AnswerHead,
+    plans: Sequence[ChoicePlan],
+    *,
+    prompt: object,
+) -> None:
+    """Notes what is asked for, so that it is told of requests too that are refused for want of room."""
+    record_of(request).generation = GenerationRecord(
+        operation="chat" if isinstance(wire, ChatCompletionRequest) else "text_completion",
+        answer_id=head.answer_id,
+        requested_model=wire.model,
+        model=head.model,
+        is_stream=wire.stream,
+        num_choices=len(plans),
+        sampling=plans[0].request.sampling,
+        prompt=loggable(prompt) if context.logs_prompts else None,
     )
 
 
@@ -134,11 +193,13 @@ async def _answer(
         problem=lambda: context.readiness.problem,
         arrived_at=record.started_at,
         deadline=deadline_of(request),
+        texts={} if context.logs_prompts else None,
     )
     if wire.stream:
         record.is_streamed = True
+        context.metrics.observe_stream_start()
         frames = _stream(generation, answer_format, record)
-        return EventStream(frames, partial(_close, generation, record))
+        return EventStream(frames, partial(_close, generation, record), watch=context.streams)
     try:
         return await _collect(generation, answer_format, record, request)
     finally:
@@ -157,15 +218,18 @@ async def _stream(
                 yield frame
         last = answer_format.usage_chunk(generation.usage)
     except ApiError as error:
-        record.has_failed = True
-        last = event(error.envelope())
+        last = _error_event(error, record)
     except Exception:  # noqa: BLE001 - whatever it was, the client is told and the log has it
-        record.has_failed = True
-        _log.exception("A stream met a fault of ours", extra={"request_id": record.request_id})
-        last = event(failed("The server met an unexpected fault.").envelope())
+        _log.exception("A stream met a fault of ours", extra=record.log_fields)
+        last = _error_event(failed("The server met an unexpected fault."), record)
     record.is_cut_short = False
     _note_cost(generation, record)
     yield last + DONE
+
+
+def _error_event(error: ApiError, record: RequestRecord) -> bytes:
+    record.note_error(error)
+    return event(error.envelope())
 
 
 async def _collect(
@@ -191,9 +255,19 @@ async def _collect(
 
 
 async def _close(generation: Generation, record: RequestRecord) -> None:
-    """Frees what the engine holds and notes what the request cost."""
+    """Frees what the engine holds and notes what the request cost and how it went."""
     await generation.aclose()
     _note_cost(generation, record)
+    if record.is_streamed:
+        generation.metrics.observe_stream_end()
+    told = record.generation
+    if told is None:
+        return
+    for index, reason in generation.finish_reasons.items():
+        told.finish_reasons[index] = reason
+    told.phases = build_phases(generation.stream.times)
+    if generation.texts is not None:
+        told.completion = loggable(["".join(generation.texts.get(index, ())) for index in range(told.num_choices)])
 
 
 def _note_cost(generation: Generation, record: RequestRecord) -> None:

@@ -18,22 +18,28 @@ from dedicate_runtime.engine.detokenizer import token_bytes_reader
 from dedicate_runtime.errors import ExitCode, StartError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
+
+SPECIAL_TOKEN_NAMES = ("bos_token", "eos_token", "pad_token", "unk_token")
+"""As `tokenizer_config.json` spells them."""
 
 
 class ModelTokenizer:
     """Text to ids and back. `encode` takes milliseconds on long texts: call it off the event loop."""
 
-    def __init__(self, tokenizer: Tokenizer, *, bos_token: str | None, eos_token: str | None) -> None:
+    def __init__(self, tokenizer: Tokenizer, *, special_tokens: Mapping[str, str]) -> None:
+        """Takes the tokens that have a part to play, such as `bos_token`, by its name."""
         tokenizer.no_truncation()
         tokenizer.no_padding()
         self.raw = tokenizer
-        self.bos_token = bos_token
-        self.eos_token = eos_token
+        self.special_tokens = special_tokens
+        self.bos_token = special_tokens.get("bos_token")
+        self.eos_token = special_tokens.get("eos_token")
         self._longest_token = max(map(len, tokenizer.get_vocab()))
         self._special_ids = {
             token.content: token_id for token_id, token in tokenizer.get_added_tokens_decoder().items() if token.special
         }
+        self._all_special_ids = frozenset(self._special_ids.values())
 
     def encode(self, text: str, *, add_special_tokens: bool) -> tuple[int, ...]:
         """Tokenises; a text that begins with the beginning-of-sequence token already gets no second one."""
@@ -50,6 +56,10 @@ class ModelTokenizer:
         Half of what the longest token would do: a normaliser may shorten a text.
         """
         return len(text) // (2 * self._longest_token)
+
+    def is_special(self, token_id: int) -> bool:
+        """Tells whether this token is one that marks the text, and is not of it."""
+        return token_id in self._all_special_ids
 
     def special_id(self, text: str) -> int | None:
         """Gives the id of the special token that `text` is, None if it is none."""
@@ -74,9 +84,8 @@ def load_tokenizer(folder: Path) -> ModelTokenizer:
     tokenizer = _read_tokenizer(folder)
     config = read_json(folder / "tokenizer_config.json") | _named_specials(folder)
     _add_configured_tokens(tokenizer, config)
-    return ModelTokenizer(
-        tokenizer, bos_token=_token_text(config.get("bos_token")), eos_token=_token_text(config.get("eos_token"))
-    )
+    named = {name: text for name in SPECIAL_TOKEN_NAMES if (text := _token_text(config.get(name))) is not None}
+    return ModelTokenizer(tokenizer, special_tokens=named)
 
 
 def _read_tokenizer(folder: Path) -> Tokenizer:

@@ -17,7 +17,13 @@ from dedicate_runtime.api.sampling import (
     resolve_max_tokens,
     with_choice_seed,
 )
-from dedicate_runtime.api.schemas import ChatCompletionRequest, CompletionRequest, GenerationRequest
+from dedicate_runtime.api.schemas import (
+    ChatCompletionRequest,
+    CompletionRequest,
+    GenerationRequest,
+    Message,
+    TemplateOptions,
+)
 from dedicate_runtime.core.request import Request, RequestId
 from dedicate_runtime.engine.detokenizer import Detokenizer
 
@@ -37,8 +43,8 @@ def check_together(wire: GenerationRequest) -> None:
     if wire.stream_options is not None and not wire.stream:
         refuse("stream_options", "stream_options needs stream to be true.")
     if wire.explicit_max_tokens == 0 and not (isinstance(wire, CompletionRequest) and wire.echo):
-        refuse("max_tokens", "max_tokens may be 0 only with echo.")
-    if isinstance(wire, ChatCompletionRequest) and wire.top_logprobs is not None and not wire.logprobs:
+        refuse(wire.max_tokens_param, f"{wire.max_tokens_param} may be 0 only with echo.")
+    if isinstance(wire, ChatCompletionRequest) and wire.top_logprobs and not wire.logprobs:
         refuse("top_logprobs", "top_logprobs needs logprobs to be true.")
     if isinstance(wire, CompletionRequest):
         if wire.best_of is not None and wire.best_of != wire.n:
@@ -52,12 +58,29 @@ def count_choices(wire: GenerationRequest) -> int:
     return wire.n * (len(wire.prompt) if isinstance(wire, CompletionRequest) else 1)
 
 
-def chat_prompt(wire: ChatCompletionRequest, served: ServedModel) -> tuple[int, ...]:
-    """Renders and tokenises a conversation; the template writes the special tokens."""
+def render_conversation(messages: Sequence[Message], options: TemplateOptions, served: ServedModel) -> str:
+    """Writes the prompt that a conversation becomes.
+
+    Raises:
+        ApiError: 400, where the model has no template, or its template refuses.
+    """
     if served.template is None:
         refuse("messages", "This model has no chat template. Use /v1/completions with a prompt.")
-    text = served.template.render(wire.messages, extra=wire.chat_template_kwargs)
-    return _encode(served, text, add_special_tokens=wire.add_special_tokens, param="messages")
+    opens_turn = options.add_generation_prompt and "add_generation_prompt" in options.model_fields_set
+    if options.continue_final_message and opens_turn:
+        refuse("continue_final_message", "continue_final_message and add_generation_prompt exclude each other.")
+    return served.template.render(
+        messages,
+        add_generation_prompt=options.add_generation_prompt,
+        continue_final_message=options.continue_final_message,
+        extra=options.template_variables,
+    )
+
+
+def chat_prompt(wire: ChatCompletionRequest, served: ServedModel) -> tuple[int, ...]:
+    """Renders and tokenises a conversation; the template writes the special tokens."""
+    text = render_conversation(wire.messages, wire, served)
+    return encode_text(served, text, add_special_tokens=wire.add_special_tokens, param="messages")
 
 
 def completion_prompts(wire: CompletionRequest, served: ServedModel) -> list[tuple[int, ...]]:
@@ -65,7 +88,7 @@ def completion_prompts(wire: CompletionRequest, served: ServedModel) -> list[tup
     prompts = []
     for prompt in wire.prompt:
         if isinstance(prompt, str):
-            prompts.append(_encode(served, prompt, add_special_tokens=wire.add_special_tokens, param="prompt"))
+            prompts.append(encode_text(served, prompt, add_special_tokens=wire.add_special_tokens, param="prompt"))
             continue
         if max(prompt) >= served.info.vocab_size:
             refuse("prompt", f"prompt: {max(prompt)} is not in the vocabulary of {served.info.vocab_size} tokens.")
@@ -73,7 +96,7 @@ def completion_prompts(wire: CompletionRequest, served: ServedModel) -> list[tup
     return prompts
 
 
-def _encode(served: ServedModel, text: str, *, add_special_tokens: bool, param: str) -> tuple[int, ...]:
+def encode_text(served: ServedModel, text: str, *, add_special_tokens: bool, param: str) -> tuple[int, ...]:
     """Tokenises a text, unless it is so long that it cannot fit: megabytes would keep a thread busy for seconds."""
     least = served.tokenizer.min_tokens_of(text)
     if least > served.info.max_model_len:
@@ -122,6 +145,7 @@ def plan_choices(
                     request=request,
                     detokenizer=_new_detokenizer(wire, served, prompt, ending),
                     discards_tokens=discards_tokens,
+                    shown_stops=ending.special_stops if wire.include_stop_str_in_output else {},
                 )
             )
     return plans
@@ -136,6 +160,7 @@ def _new_detokenizer(
         stops=ending.strings,
         skip_special_tokens=wire.skip_special_tokens,
         min_tokens=wire.min_tokens,
+        includes_stop=wire.include_stop_str_in_output,
     )
 
 

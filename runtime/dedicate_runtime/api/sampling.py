@@ -15,16 +15,22 @@ if TYPE_CHECKING:
     from dedicate_runtime.api.served_model import ServedModel
 
 _GREEDY_BELOW = 1e-5
+_LEAST_PENALTY = 1e-6
+"""Arbitrary: beyond it, and its inverse, a penalty decides by itself; much beyond, float32 logits overflow."""
 _SEED_RANGE = 2**63
 """Seeds are taken modulo this, so that seed + i of any choice stays a non-negative 64-bit integer."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ending:
-    """Where a sequence ends: at ids, which the engine sees, or at strings, which only its text shows."""
+    """Where a sequence ends: at ids, which the engine sees, or at strings, which only its text shows.
+
+    `special_stops` are those of the ids that came as a `stop`, with its text.
+    """
 
     ids: frozenset[int]
     strings: tuple[str, ...]
+    special_stops: Mapping[int, str]
 
 
 def resolve_ending(request: GenerationRequest, served: ServedModel) -> Ending:
@@ -44,14 +50,11 @@ def resolve_ending(request: GenerationRequest, served: ServedModel) -> Ending:
     if request.ignore_eos:
         ids.clear()
     ids.update(request.stop_token_ids)
-    strings = []
-    for stop in request.stop:
-        special = served.tokenizer.special_id(stop)
-        if special is None:
-            strings.append(stop)
-        else:
-            ids.add(special)
-    return Ending(ids=frozenset(ids), strings=tuple(strings))
+    special_stops = {
+        token_id: stop for stop in request.stop if (token_id := served.tokenizer.special_id(stop)) is not None
+    }
+    strings = tuple(stop for stop in request.stop if stop not in special_stops.values())
+    return Ending(ids=frozenset(ids | special_stops.keys()), strings=strings, special_stops=special_stops)
 
 
 def resolve_max_tokens(
@@ -70,7 +73,7 @@ def resolve_max_tokens(
         return min(request.max_tokens, room)
     if asked > room and not served.clamp_max_tokens:
         refuse(
-            "max_tokens" if request.max_completion_tokens is None else "max_completion_tokens",
+            request.max_tokens_param,
             f"{_told(served)} However, you requested {num_prompt_tokens + asked} tokens "
             f"({num_prompt_tokens} in the prompt, {asked} in the completion). "
             f"Please reduce the length of the prompt or of the completion.",
@@ -119,7 +122,7 @@ def build_sampling(
         top_p=1.0 if greedy else top_p,
         top_k=max(0, int(chosen("top_k"))),
         min_p=request.min_p,
-        repetition_penalty=chosen("repetition_penalty"),
+        repetition_penalty=min(max(chosen("repetition_penalty"), _LEAST_PENALTY), 1 / _LEAST_PENALTY),
         presence_penalty=request.presence_penalty,
         frequency_penalty=request.frequency_penalty,
         logit_bias=_parse_logit_bias(request.logit_bias, served.info.vocab_size),

@@ -8,7 +8,9 @@ from fastapi import APIRouter
 from pydantic import BaseModel, Field
 from starlette.requests import Request
 
+from dedicate_runtime.api.documentation import answer_docs
 from dedicate_runtime.api.middleware import record_of
+from dedicate_runtime.api.paths import add_readable
 
 if TYPE_CHECKING:
     from dedicate_runtime.api.context import ApiContext
@@ -51,7 +53,6 @@ def build_usage_router(context: ApiContext) -> APIRouter:
     """Builds the route by which clients learn what they have used."""
     router = APIRouter(tags=["usage"])
 
-    @router.get("/v1/usage", summary="Tell what this key has used, and its limits")
     async def show_usage(request: Request) -> UsageReport:
         client = record_of(request).key_id
         totals = context.usage.of(client)
@@ -69,6 +70,9 @@ def build_usage_router(context: ApiContext) -> APIRouter:
             remaining=remaining,
         )
 
+    summary = "Tell what this key has used, and its limits"
+    docs = answer_docs(UsageReport, summary=summary, needs_key=context.keys is not None)
+    add_readable(router, "/v1/usage", show_usage, docs)
     return router
 
 

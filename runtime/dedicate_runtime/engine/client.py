@@ -19,7 +19,7 @@ from dedicate_runtime.engine import wire
 from dedicate_runtime.engine.admission import Asked
 from dedicate_runtime.engine.interface import NO_TERMS, EngineState, StepKind
 from dedicate_runtime.engine.ledger import Ledger
-from dedicate_runtime.engine.streams import GroupStream
+from dedicate_runtime.engine.streams import GroupStream, Turnstile
 from dedicate_runtime.errors import EngineUnavailableError, ExitCode, StartError
 
 if TYPE_CHECKING:
@@ -78,6 +78,7 @@ class EngineClient:
         self._stats = _NO_STATS
         self._start_error: StartError | None = None
         self._ledger = Ledger(config)
+        self._turnstile = Turnstile(asyncio.get_running_loop())
         # Of the oldest command or sequence that no frame has followed since; None while the engine owes nothing.
         self._owed_since: float | None = time.monotonic()
         self._left_loading = asyncio.Event()
@@ -165,7 +166,8 @@ class EngineClient:
         if self._state is not EngineState.READY or self._is_draining:
             reason = "shutting down" if self._is_draining else f"not ready ({self._state.value})"
             raise EngineUnavailableError(f"The engine is {reason}.")
-        stream = GroupStream([request.request_id for request in requests], abort=self._abort)
+        request_ids = [request.request_id for request in requests]
+        stream = GroupStream(request_ids, abort=self._abort, turnstile=self._turnstile)
         self._ledger.add(requests, stream, terms)
         self._is_idle.clear()
         self._send(wire.Submit(list(requests)))

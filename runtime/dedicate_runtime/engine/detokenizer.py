@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from tokenizers import Tokenizer
 from tokenizers.decoders import DecodeStream
 
 _REPLACEMENT = "\ufffd"
+_SPACE = "\u2581"
+"""Stands for a space in SentencePiece vocabularies."""
 _MAX_CONTEXT_TOKENS = 8
 """Prompt tokens decoded before the first new one: enough for a whole character and the space before a word."""
 _MAX_HELD_TOKENS = 8
@@ -33,11 +35,12 @@ class StopMatcher:
         self._first_characters = frozenset(stop[0] for stop in self._stops)
         self._longest = max(map(len, self._stops), default=0)
         self._held = ""
+        self.has_stops = bool(self._stops)
         self.matched: str | None = None
 
     def feed(self, text: str) -> str:
         """Takes the next piece and gives what is certain to stand before any stop. After a match it gives nothing."""
-        if not self._stops:
+        if not self.has_stops:
             return text
         if self.matched is not None:
             return ""
@@ -119,8 +122,7 @@ class TokenDecoder:
         return tail
 
 
-@dataclass(frozen=True, slots=True)
-class Piece:
+class Piece(NamedTuple):
     """What some tokens brought: text that is final, how many of the tokens it took, and whether a stop ended it."""
 
     text: str
@@ -131,7 +133,7 @@ class Piece:
 class Detokenizer:
     """The text of one sequence: decodes its tokens and ends it at a stop string.
 
-    Stops count from the `min_tokens`th token on.
+    Stops count from the `min_tokens`th token on, and are part of the text if `includes_stop`.
     """
 
     def __init__(
@@ -142,13 +144,19 @@ class Detokenizer:
         stops: Iterable[str] = (),
         skip_special_tokens: bool = True,
         min_tokens: int = 0,
+        includes_stop: bool = False,
     ) -> None:
+        self._includes_stop = includes_stop
         self._decoder = TokenDecoder(tokenizer, context, skip_special_tokens=skip_special_tokens)
         self._matcher = StopMatcher(stops)
         self._num_free_tokens = min_tokens - 1
 
     def push(self, token_ids: Iterable[int]) -> Piece:
         """Takes tokens in order, up to the one that completes a stop."""
+        if not self._matcher.has_stops:
+            # The hot path: nearly all tokens come this way.
+            texts = [self._decoder.push(token_id) for token_id in token_ids]
+            return Piece("".join(texts), len(texts), stopped=False)
         parts: list[str] = []
         num_tokens = 0
         for token_id in token_ids:
@@ -168,7 +176,12 @@ class Detokenizer:
         if self._num_free_tokens > 0:
             self._num_free_tokens -= 1
             return text
-        return self._matcher.feed(text) if text else ""
+        if not text:
+            return ""
+        released = self._matcher.feed(text)
+        if self._includes_stop and self._matcher.matched is not None:
+            return released + self._matcher.matched
+        return released
 
 
 def token_bytes_reader(tokenizer: Tokenizer) -> Callable[[int], bytes]:
@@ -187,7 +200,10 @@ def token_bytes_reader(tokenizer: Tokenizer) -> Callable[[int], bytes]:
             return bytes(table[character] for character in token)
         if len(token) == 6 and token.startswith("<0x") and token.endswith(">"):  # byte fallback
             return bytes.fromhex(token[3:5])
-        return tokenizer.decode([token_id], skip_special_tokens=False).encode()
+        text = tokenizer.decode([token_id], skip_special_tokens=False)
+        # Decoders take the space before the first word of a text for one that the tokenizer put there.
+        is_cut = token.startswith(_SPACE) and not text.startswith(" ")
+        return (f" {text}" if is_cut else text).encode()
 
     return read
 

@@ -72,12 +72,28 @@ class Terms:
 NO_TERMS = Terms()
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SequenceTimes:
+    """The life of one sequence, by `time.monotonic`. What it did not live to see is None."""
+
+    submitted_at: float
+    started_at: float | None
+    """Its first step."""
+    first_token_at: float | None
+    ended_at: float
+    """Its last token, or where it was given up."""
+
+
 class OutputStream(Protocol):
     """Outputs of requests that were submitted together, in the order in which steps produced them.
 
     Iteration ends after each request has had its last output, and when the stream is closed. `aclose` aborts what is
     unfinished; it is safe to call twice, also while somebody iterates, and must be called on every path.
     """
+
+    @property
+    def times(self) -> Sequence[SequenceTimes]:
+        """Of the sequences that have ended, in the order in which they did; of all of them once it is closed."""
 
     def __aiter__(self) -> AsyncIterator[SequenceOutput]: ...
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from dedicate_runtime.engine.admission import Admission, Asked
 from dedicate_runtime.engine.crowd import Crowd
+from dedicate_runtime.engine.interface import SequenceTimes
 from dedicate_runtime.engine.turnover import TurnoverMeter
 from dedicate_runtime.errors import QueueFullError
 
@@ -34,6 +35,14 @@ class _Entry:
     submitted_at: float
     started_at: float | None = None
     first_token_at: float | None = None
+
+    def times_until(self, ended_at: float) -> SequenceTimes:
+        return SequenceTimes(
+            submitted_at=self.submitted_at,
+            started_at=self.started_at,
+            first_token_at=self.first_token_at,
+            ended_at=ended_at,
+        )
 
 
 class Ledger:
@@ -144,6 +153,8 @@ class Ledger:
         was_waiting = self._waiting.pop(request_id, None) is not None
         self._crowd.leave(entry.client_id, entry.num_prompt_tokens, is_waiting=was_waiting)
         self._num_ended += not was_waiting
+        now = self._clock()
         if entry.first_token_at is not None and self.observer is not None:
-            self.observer.observe_decode_time(self._clock() - entry.first_token_at)
+            self.observer.observe_decode_time(now - entry.first_token_at)
+        entry.stream.note_end(entry.times_until(now))
         return True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from typing import TYPE_CHECKING, Self
 
 from dedicate_runtime.core.request import SequenceOutput
@@ -11,19 +12,57 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
     from dedicate_runtime.core.request import FinishReason, RequestId, TokenLogprobs
+    from dedicate_runtime.engine.interface import SequenceTimes
+
+_STREAMS_AT_ONCE = 32
+"""Arbitrary: writing so many tokens takes under a millisecond, and a look at the sockets a tenth of that."""
 
 
-class _Pending:
-    """Outputs of one sequence that nobody has fetched yet, as one."""
+class Turnstile:
+    """Lets waiting streams go on a few at a time; between two lots the event loop looks at its sockets.
+
+    One step may bring a token to each of a thousand streams. If all went on at once, everyone else, a request that only
+    has to be refused for one, would wait until the last of them had written.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, *, lot: int = _STREAMS_AT_ONCE) -> None:
+        self._loop = loop
+        self._lot = lot
+        self._num_free = lot
+        self._queue: deque[asyncio.Future[None]] = deque()
+
+    def pass_through(self, waiter: asyncio.Future[None]) -> None:
+        """Ends the wait for `waiter`, now or in its turn."""
+        if self._num_free:
+            self._let_go(waiter)
+        else:
+            self._queue.append(waiter)
+
+    def _let_go(self, waiter: asyncio.Future[None]) -> None:
+        if not waiter.done():
+            waiter.set_result(None)
+        self._num_free -= 1
+        if not self._num_free:
+            # Behind those who go on now: they write, the loop looks at its sockets, then comes the next lot.
+            self._loop.call_soon(self._open)
+
+    def _open(self) -> None:
+        self._num_free = self._lot
+        for _ in range(min(self._lot, len(self._queue))):
+            self._let_go(self._queue.popleft())
+
+
+class _Merged:
+    """Several outputs of one sequence that nobody has fetched yet."""
 
     __slots__ = ("error", "finish_reason", "logprobs", "prompt_logprobs", "token_ids")
 
-    def __init__(self) -> None:
-        self.token_ids: list[int] = []
-        self.logprobs: list[TokenLogprobs] = []
-        self.prompt_logprobs: tuple[TokenLogprobs | None, ...] = ()
-        self.finish_reason: FinishReason | None = None
-        self.error: str | None = None
+    def __init__(self, first: SequenceOutput) -> None:
+        self.token_ids: list[int] = list(first.token_ids)
+        self.logprobs: list[TokenLogprobs] = list(first.logprobs)
+        self.prompt_logprobs: tuple[TokenLogprobs | None, ...] = first.prompt_logprobs
+        self.finish_reason: FinishReason | None = first.finish_reason
+        self.error: str | None = first.error
 
     def add(self, output: SequenceOutput) -> None:
         self.token_ids += output.token_ids
@@ -46,24 +85,52 @@ class _Pending:
 class GroupStream:
     """Implements `interface.OutputStream` for requests that were submitted together. One task iterates.
 
-    What a slow reader leaves lying is merged into one output a sequence: it is bounded by the sequences' `max_tokens`.
+    What nobody has fetched yet is merged into one output a sequence: under load several tokens become one chunk, and
+    what a slow reader leaves lying is bounded by the sequences' `max_tokens`.
     """
 
-    def __init__(self, request_ids: Sequence[RequestId], *, abort: Callable[[Iterable[RequestId]], None]) -> None:
+    __slots__ = ("_abort", "_pending", "_turnstile", "_unfinished", "_waiter", "times")
+
+    def __init__(
+        self,
+        request_ids: Sequence[RequestId],
+        *,
+        abort: Callable[[Iterable[RequestId]], None],
+        turnstile: Turnstile,
+    ) -> None:
+        self.times: list[SequenceTimes] = []
         self._unfinished = set(request_ids)
         self._abort = abort
+        self._turnstile = turnstile
         # In the order in which the engine first spoke of each since its last output was fetched.
-        self._pending: dict[RequestId, _Pending] = {}
-        self._has_changed = asyncio.Event()
+        self._pending: dict[RequestId, SequenceOutput | _Merged] = {}
+        self._waiter: asyncio.Future[None] | None = None
 
     def deliver(self, output: SequenceOutput) -> None:
         """Takes in one output; called by the engine's client."""
-        if output.request_id not in self._unfinished:
+        request_id = output.request_id
+        if request_id not in self._unfinished:
             return
         if output.finish_reason is not None:
-            self._unfinished.discard(output.request_id)
-        self._pending.setdefault(output.request_id, _Pending()).add(output)
-        self._has_changed.set()
+            self._unfinished.discard(request_id)
+        earlier = self._pending.get(request_id)
+        if earlier is None:
+            self._pending[request_id] = output
+        elif isinstance(earlier, _Merged):
+            earlier.add(output)
+        else:
+            self._pending[request_id] = merged = _Merged(earlier)
+            merged.add(output)
+        self._wake()
+
+    def _wake(self) -> None:
+        waiter, self._waiter = self._waiter, None
+        if waiter is not None:
+            self._turnstile.pass_through(waiter)
+
+    def note_end(self, times: SequenceTimes) -> None:
+        """Takes the times of a sequence that has ended; called by the engine's client, before its last output."""
+        self.times.append(times)
 
     def __aiter__(self) -> Self:
         return self
@@ -73,10 +140,11 @@ class GroupStream:
         while not self._pending:
             if not self._unfinished:
                 raise StopAsyncIteration
-            self._has_changed.clear()
-            await self._has_changed.wait()
+            self._waiter = asyncio.get_running_loop().create_future()
+            await self._waiter
         request_id = next(iter(self._pending))
-        return self._pending.pop(request_id).build_output(request_id)
+        output = self._pending.pop(request_id)
+        return output.build_output(request_id) if isinstance(output, _Merged) else output
 
     async def abort(self, request_id: RequestId) -> None:
         """Ends one sequence: its blocks are free within a step and no further output of it is delivered."""
@@ -93,4 +161,4 @@ class GroupStream:
         for request_id in dropped:
             self._pending.pop(request_id, None)
         self._abort(dropped)
-        self._has_changed.set()
+        self._wake()

@@ -25,6 +25,8 @@ def test_kinds(objects):
         "Pod",
         "PodDisruptionBudget",
         "Role",
+        "Role",
+        "RoleBinding",
         "RoleBinding",
         "ServiceAccount",
         "ServiceAccount",
@@ -90,10 +92,10 @@ def test_probes_use_the_named_port_and_differ():
     assert operator["readinessProbe"]["httpGet"] == {"path": "/readyz", "port": "liveness"}
 
 
-def test_one_operator_at_a_time():
+def test_two_operators_and_never_fewer_in_a_rollout():
     spec = deployment()["spec"]
-    assert spec["replicas"] == 1
-    assert spec["strategy"] == {"type": "Recreate"}
+    assert spec["replicas"] == 2
+    assert spec["strategy"] == {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}}
     assert spec["revisionHistoryLimit"] == 5
     assert deployment({"replicas": 0})["spec"]["replicas"] == 0
 
@@ -128,6 +130,20 @@ def test_network_policy_opens_what_is_in_use(objects):
     api_server, dns = spec["egress"]
     assert [port["port"] for port in api_server["ports"]] == [443, 6443]
     assert {port["port"] for port in dns["ports"]} == {53}
+
+
+@pytest.mark.parametrize("values", [{}, {"watch": {"namespaces": ["dedicate-system"]}}, {"fullnameOverride": "x"}])
+def test_the_lease_and_no_other_may_be_written(values):
+    objects = render(values)
+    (role,) = (item for item in objects if item["kind"] == "Role" and item["metadata"]["name"].endswith("-lease"))
+    environment = {item["name"]: item.get("value") for item in container(values)["env"]}
+    (rule,) = role["rules"]
+    assert rule["resourceNames"] == [environment["DEDICATE_LEASE_NAME"]]
+    assert role["metadata"]["namespace"] == environment["DEDICATE_LEASE_NAMESPACE"]
+    assert rule["verbs"] == ["get", "create", "update"]
+    (binding,) = (item for item in objects if item["metadata"]["name"] == role["metadata"]["name"] and item != role)
+    assert binding["roleRef"]["name"] == role["metadata"]["name"]
+    assert binding["subjects"][0]["name"] == pod_spec(values)["serviceAccountName"]
 
 
 def test_no_rule_is_a_wildcard_or_reads_secrets(objects):

@@ -26,7 +26,7 @@ WRONG = [
     ({"runtime": {"imagePullSecrets": [{"name": "registry"}]}}, "imagePullSecrets"),
     ({"imagePullSecrets": ["registry"]}, "imagePullSecrets"),
     ({"imagePullSecrets": [{"name": "registry", "key": "x"}]}, "key"),
-    ({"replicas": 2}, "replicas"),
+    ({"replicas": 6}, "replicas"),
     ({"replicas": -1}, "replicas"),
     ({"replicas": "1"}, "replicas"),
     ({"watch": {"namespaces": "default"}}, "namespaces"),
@@ -126,5 +126,5 @@ def test_lists_are_bounded():
 
 
 def test_defaults_meet_the_schema():
-    assert yaml.safe_load(VALUES)["replicas"] == 1
+    assert yaml.safe_load(VALUES)["replicas"] == 2
     assert render()

@@ -30,7 +30,7 @@ def test_each_switch_flipped(path):
     flipped = render(nest(path, not DEFAULTS[path]))
     gone = {
         "crds.install": ["CustomResourceDefinition"],
-        "rbac.create": ["ClusterRole", "ClusterRoleBinding"],
+        "rbac.create": ["ClusterRole", "ClusterRoleBinding", "Role", "RoleBinding"],
         "serviceAccount.create": ["ServiceAccount"],
         "podDisruptionBudget.enabled": ["PodDisruptionBudget"],
         "networkPolicy.enabled": ["NetworkPolicy"] * 2,
@@ -138,7 +138,7 @@ def test_long_names_fit():
     objects = render({"nameOverride": "n" * 63})
     for item in objects:
         if item["kind"] != "CustomResourceDefinition":
-            assert len(item["metadata"]["name"].rpartition(":")[2]) <= 55
+            assert len(item["metadata"]["name"].rpartition(":")[2]) <= 63
 
 
 def test_the_endpoint_that_helm_test_asks():

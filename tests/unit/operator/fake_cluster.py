@@ -8,11 +8,15 @@ import copy
 from dedicate_operator.cluster import ResourceList
 from dedicate_operator.errors import ClusterError
 from dedicate_operator.identity import Key
-from dedicate_operator.kinds import ENDPOINT, EVENT, kind_of
+from dedicate_operator.kinds import ENDPOINT, EVENT, LEASE, kind_of
+
+LEASE_KEY = Key("dedicate-system", "dedicate-operator")
 
 
 class FakeCluster:
-    """Keeps objects by kind and key and counts versions, as an API server does."""
+    """Keeps objects by kind and key and counts versions, as an API server does. Its Lease is free to be taken."""
+
+    namespace = "dedicate-system"
 
     def __init__(self):
         self.objects = {}
@@ -25,6 +29,8 @@ class FakeCluster:
         self.version = 100
         self.is_closed = False
         self.refuse_name = None
+        self.lease_error = None
+        self.put(LEASE, {"metadata": {"namespace": self.namespace, "name": LEASE_KEY.name}, "spec": {}})
 
     def put(self, kind, resource):
         self.version += 1
@@ -44,6 +50,8 @@ class FakeCluster:
 
     async def fetch(self, kind, key):
         self.reads.append((str(kind), key.name))
+        if kind == LEASE and self.lease_error:
+            raise self.lease_error
         return copy.deepcopy(self.objects.get((kind, key)))
 
     async def fetch_list(self, kind, namespace, *, labels=None, fields=None):
@@ -90,6 +98,14 @@ class FakeCluster:
         self.events.append((manifest["type"], manifest["reason"]))
         if error := self.refusals.get("Event"):
             raise error
+
+    async def replace_lease(self, lease):
+        if self.lease_error:
+            raise self.lease_error
+        present = self.objects.get((LEASE, LEASE_KEY), {"metadata": {}})["metadata"]
+        if present.get("resourceVersion") != lease["metadata"].get("resourceVersion"):
+            raise ClusterError("conflict", code=409)
+        return self.put(LEASE, lease)
 
     async def delete(self, kind, key):
         self._write("delete", kind, key.name)

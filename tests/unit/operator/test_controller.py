@@ -7,12 +7,13 @@ import asyncio
 import pytest
 
 from dedicate_operator.controller import Controller
-from dedicate_operator.errors import ClusterError
+from dedicate_operator.errors import ClusterError, NotLeaderError
+from dedicate_operator.fence import Fence, read_clock
 from dedicate_operator.identity import Key
-from dedicate_operator.kinds import DEPLOYMENT, ENDPOINT, INGRESS, SERVICE
+from dedicate_operator.kinds import DEPLOYMENT, ENDPOINT, INGRESS, LEASE, SERVICE
 from dedicate_operator.settings import Settings
 from tests.unit.operator.builders import DEFAULTS, HUB, custom_resource
-from tests.unit.operator.fake_cluster import FakeCluster
+from tests.unit.operator.fake_cluster import LEASE_KEY, FakeCluster
 
 CHAT = Key("team", "chat")
 
@@ -24,7 +25,7 @@ def cluster():
 
 @pytest.fixture
 async def controller(cluster):
-    made = Controller(Settings(DEFAULTS), cluster)
+    made = Controller(Settings(DEFAULTS), cluster, Fence(read_clock), identity="me_1")
     yield made
     await made.stop()
     assert cluster.is_closed
@@ -39,12 +40,12 @@ async def eventually(look, timeout_s=10.0):
 
 async def test_endpoints_that_are_there_are_served(cluster, controller):
     cluster.put(ENDPOINT, custom_resource())
-    assert not controller.is_ready()
+    assert controller.find_obstacle() == "not everything is listed yet"
     controller.start()
     await eventually(lambda: "status" in cluster.objects[ENDPOINT, CHAT])
     assert (DEPLOYMENT, CHAT) in cluster.objects
-    assert controller.is_ready()
-    assert controller.find_fault() is None
+    assert controller.find_obstacle() is None
+    assert controller.describe_role() == "leading"
 
 
 async def test_path_is_judged_only_with_all_endpoints_known(cluster, controller):
@@ -61,7 +62,7 @@ async def test_path_is_judged_only_with_all_endpoints_known(cluster, controller)
 
 async def test_later_events_are_worked_on(cluster, controller):
     controller.start()
-    await eventually(controller.is_ready)
+    await eventually(lambda: controller.find_obstacle() is None)
     controller.observe_endpoint("ADDED", cluster.put(ENDPOINT, custom_resource()))
     await eventually(lambda: "status" in cluster.objects[ENDPOINT, CHAT])
     service = cluster.objects.pop((SERVICE, CHAT))
@@ -104,7 +105,7 @@ async def test_first_list_is_tried_until_it_succeeds(cluster, controller, monkey
 
     monkeypatch.setattr(cluster, "fetch_list", fail_first)
     controller.start()
-    await eventually(controller.is_ready)
+    await eventually(lambda: controller.find_obstacle() is None)
     assert not answers
 
 
@@ -116,4 +117,51 @@ async def test_task_that_ends_is_a_fault(cluster, controller, monkeypatch):
     controller.start()
     await eventually(lambda: controller.find_fault() is not None)
     assert "has ended" in controller.find_fault()
-    assert not controller.is_ready()
+    assert controller.find_obstacle() is not None
+
+
+def hold(cluster, holder):
+    lease = {"metadata": {"namespace": LEASE_KEY.namespace, "name": LEASE_KEY.name}, "spec": {"holderIdentity": holder}}
+    return cluster.put(LEASE, lease)
+
+
+async def test_standby_watches_and_writes_nothing(cluster, controller):
+    hold(cluster, "other_1")
+    cluster.put(ENDPOINT, custom_resource())
+    controller.start()
+    await eventually(lambda: controller.find_obstacle() is None)
+    assert controller.describe_role() == "standing by for other_1"
+    controller.observe_endpoint("ADDED", cluster.put(ENDPOINT, custom_resource("later")))
+    assert cluster.writes == []
+    hold(cluster, "")
+    await eventually(lambda: controller.describe_role() == "leading")
+    await eventually(lambda: "status" in cluster.objects[ENDPOINT, CHAT])
+    await eventually(lambda: "status" in cluster.objects[ENDPOINT, Key("team", "later")])
+
+
+async def test_new_leader_works_on_the_endpoints_as_they_are_now(cluster, controller):
+    hold(cluster, "other_1")
+    cluster.put(ENDPOINT, custom_resource())
+    controller.start()
+    await eventually(lambda: controller.find_obstacle() is None)
+    # Nobody told the standby.
+    cluster.put(ENDPOINT, custom_resource(spec=HUB | {"replicas": 3}))
+    hold(cluster, "")
+    await eventually(lambda: (DEPLOYMENT, CHAT) in cluster.objects)
+    assert cluster.objects[DEPLOYMENT, CHAT]["spec"]["replicas"] == 3
+
+
+async def test_stop_hands_over(cluster, controller):
+    controller.start()
+    await eventually(lambda: controller.describe_role() == "leading")
+    await controller.stop()
+    assert cluster.objects[LEASE, LEASE_KEY]["spec"]["holderIdentity"] == ""
+
+
+async def test_pass_that_lost_the_lead_is_made_again(cluster, controller):
+    cluster.refusals[DEPLOYMENT] = NotLeaderError("not the leader")
+    cluster.put(ENDPOINT, custom_resource())
+    controller.start()
+    await eventually(lambda: ("apply", "Deployment", "chat") in cluster.writes)
+    cluster.refusals.clear()
+    await eventually(lambda: "status" in cluster.objects[ENDPOINT, CHAT])

@@ -18,6 +18,8 @@ def test_every_variable():
             "DEDICATE_RUNTIME_IMAGE": "registry:5000/runtime@sha256:abc",
             "DEDICATE_RUNTIME_IMAGE_PULL_SECRETS": "b, a,,a",
             "DEDICATE_WATCH_NAMESPACES": "team-b,team-a",
+            "DEDICATE_LEASE_NAME": "dedicate",
+            "DEDICATE_LEASE_NAMESPACE": "dedicate-system",
             "DEDICATE_ROUTE_HOST": "llm.example.com",
             "DEDICATE_ROUTE_CLASS_NAME": "traefik",
             "DEDICATE_ROUTE_EXTERNAL_PORT": "8080",
@@ -28,6 +30,7 @@ def test_every_variable():
     )
     assert settings.defaults.image_pull_secrets == ("a", "b")
     assert settings.watch_namespaces == ("team-a", "team-b")
+    assert (settings.lease_name, settings.lease_namespace) == ("dedicate", "dedicate-system")
     assert settings.defaults.route_host == "llm.example.com"
     assert settings.defaults.route_class_name == "traefik"
     assert settings.defaults.route_external_port == 8080
@@ -35,7 +38,14 @@ def test_every_variable():
 
 
 def test_empty_means_absent():
-    names = ("ROUTE_HOST", "ROUTE_CLASS_NAME", "ROUTE_EXTERNAL_PORT", "WATCH_NAMESPACES", "LOG_FORMAT")
+    names = (
+        "ROUTE_HOST",
+        "ROUTE_CLASS_NAME",
+        "ROUTE_EXTERNAL_PORT",
+        "WATCH_NAMESPACES",
+        "LEASE_NAME",
+        "LEASE_NAMESPACE",
+    )
     empty = {f"DEDICATE_{name}": " " for name in names}
     assert Settings.from_environment(SMALLEST | empty) == Settings.from_environment(SMALLEST)
 
@@ -47,6 +57,8 @@ def test_empty_means_absent():
         ("DEDICATE_RUNTIME_IMAGE", "two words"),
         ("DEDICATE_WATCH_NAMESPACES", "Team"),
         ("DEDICATE_WATCH_NAMESPACES", "a;b"),
+        ("DEDICATE_LEASE_NAME", "Dedicate"),
+        ("DEDICATE_LEASE_NAMESPACE", "a.b"),
         ("DEDICATE_ROUTE_HOST", "http://x"),
         ("DEDICATE_ROUTE_CLASS_NAME", "a b"),
         ("DEDICATE_ROUTE_EXTERNAL_PORT", "0"),

@@ -87,6 +87,30 @@ def test_length_of_the_queue_is_told_when_it_is_known(metrics):
     assert value(metrics, "expected_queue_time_seconds") == 2.5
 
 
+def test_what_others_count_is_read_when_asked_for(metrics):
+    counts = {"dropped": 0, "ended": 0, "exported": 0}
+    metrics.watch_log(lambda: counts["dropped"])
+    metrics.watch_traces(lambda: counts["ended"], lambda: counts["exported"])
+    counts.update(dropped=3, ended=9, exported=7)
+    assert value(metrics, "log_records_dropped_total") == 3
+    assert value(metrics, "trace_spans_total") == 9
+    assert value(metrics, "trace_spans_exported_total") == 7
+
+
+def test_errors_and_ends_are_counted_by_what_they_were(metrics):
+    metrics.observe_error("queue_full")
+    metrics.observe_finishes(["stop", None, "length", "stop"])
+    metrics.observe_client_left()
+    metrics.observe_stream_start()
+    assert value(metrics, "request_errors_total", code="queue_full") == 1
+    assert value(metrics, "request_success_total", finished_reason="stop") == 2
+    assert value(metrics, "request_success_total", finished_reason="length") == 1
+    assert value(metrics, "client_disconnects_total") == 1
+    assert value(metrics, "streams_open") == 1
+    metrics.observe_stream_end()
+    assert value(metrics, "streams_open") == 0
+
+
 def test_request_without_tokens_has_no_length_and_no_latency(metrics):
     for num_completion_tokens in (0, 7):
         metrics.observe_start()
@@ -107,6 +131,8 @@ def test_request_without_tokens_has_no_length_and_no_latency(metrics):
 def test_all_are_listed_in_the_documents(metrics):
     metrics.watch_engine(lambda: STATS)
     metrics.watch_queue(lambda: 0.0)
+    metrics.watch_log(lambda: 0)
+    metrics.watch_traces(lambda: 0, lambda: 0)
     told = API.read_text().split("## Metrics")[1]
     listed = {name.removesuffix("_total") for name in re.findall(r"`(dedicate_[a-z0-9_]+)`", told)}
     listed |= {f"dedicate_kv_cache{suffix}" for suffix in re.findall(r"`(_[a-z]+_blocks)`", told)}

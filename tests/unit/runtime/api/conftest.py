@@ -22,7 +22,7 @@ from dedicate_runtime.api.readiness import Readiness
 from dedicate_runtime.api.served_model import load_served_model
 from dedicate_runtime.api.usage import UsageBook
 from dedicate_runtime.core.request import EngineStats, FinishReason, ModelInfo, SequenceOutput, TokenLogprobs
-from dedicate_runtime.engine.interface import EngineState
+from dedicate_runtime.engine.interface import EngineState, SequenceTimes
 from dedicate_runtime.errors import EngineUnavailableError, QueueFullError
 from dedicate_runtime.metrics import Metrics
 from dedicate_runtime.settings import parse_settings
@@ -72,6 +72,8 @@ class Script:
     fail_after: int | None = None
     hang_after: int | None = None
     queue_full: bool = False
+    times: tuple = ()
+    """Of its sequences, once they have ended."""
 
 
 class FakeStream:
@@ -81,6 +83,7 @@ class FakeStream:
         self._engine = engine
         self._requests = requests
         self.is_closed = False
+        self.times = [*engine.script.times]
 
     async def __aiter__(self):
         pending = {request.request_id: self._engine.outputs_for(request) for request in self._requests}
@@ -224,6 +227,14 @@ def model_folder(tmp_path):
 
 
 @pytest.fixture
+def make_times():
+    """Give the times of one sequence."""
+    return lambda *times: SequenceTimes(
+        **dict(zip(("submitted_at", "started_at", "first_token_at", "ended_at"), times, strict=True))
+    )
+
+
+@pytest.fixture
 def keys_dir(tmp_path):
     folder = tmp_path / "keys"
     folder.mkdir()
@@ -269,6 +280,7 @@ def make_api(model_folder, keys_dir):
         context=CONTEXT,
         limits=None,
         clock=time.monotonic_ns,
+        tracer=None,
         make_engine=FakeEngine,
     ):
         settings = parse_settings(
@@ -305,6 +317,8 @@ def make_api(model_folder, keys_dir):
             metrics=metrics,
             dedicate="unit",
             request_timeout_s=settings.request_timeout_seconds,
+            tracer=tracer,
+            logs_prompts=settings.log_prompts,
         )
         client = httpx.AsyncClient(
             transport=httpx.ASGITransport(app),

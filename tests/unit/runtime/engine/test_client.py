@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
+import time
 
 import pytest
 
@@ -219,6 +220,26 @@ async def test_silence_shows_while_an_answer_is_owed(ready):
     engine.step(SequenceOutput(request_id=RequestId("a"), finish_reason=FinishReason.LENGTH))
     await client.drain(PATIENCE_S)
     assert client.last_progress_s == 0.0
+
+
+async def test_stream_has_the_times_of_each_sequence_once_it_has_ended(ready):
+    client, engine = ready
+    stream = await client.submit([make_request("a"), make_request("b"), make_request("c")])
+    started = {RequestId("a"): time.monotonic(), RequestId("b"): time.monotonic()}
+    last = SequenceOutput(request_id=RequestId("a"), token_ids=(2,), finish_reason=FinishReason.STOP)
+    engine.send(wire.Stepped(outputs=[last], stats=STATS, started=started))
+    async for output in stream:
+        assert output.finish_reason is FinishReason.STOP
+        break
+    (whole,) = stream.times
+    assert whole.submitted_at <= whole.started_at <= whole.first_token_at <= whole.ended_at
+    assert whole.started_at == started["a"]
+    await stream.aclose()
+    in_prefill, in_queue = sorted(stream.times[1:], key=lambda each: each.started_at is None)
+    assert (in_prefill.started_at, in_prefill.first_token_at) == (started["b"], None)
+    assert (in_queue.started_at, in_queue.first_token_at) == (None, None)
+    await stream.aclose()
+    assert len(stream.times) == 3
 
 
 async def test_closed_stream_aborts_what_is_unfinished_and_only_that(ready):

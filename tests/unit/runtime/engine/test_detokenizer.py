@@ -208,3 +208,4 @@ def test_token_bytes_of_byte_fallback_vocabularies():
     read = token_bytes_reader(WORDS)
     assert read(5 + 0xE2) == b"\xe2"
     assert read(3) == b"ly"
+    assert read(1) == b" hello"

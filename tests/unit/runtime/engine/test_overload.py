@@ -78,7 +78,7 @@ class Service:
             sampling=SamplingParams(max_tokens=1000, end_ids=frozenset({END_ID})),
             client_id=client,
         )
-        stream = GroupStream([request.request_id], abort=lambda _: None)
+        stream = GroupStream([request.request_id], abort=lambda _: None, turnstile=None)  # nobody reads it
         try:
             self.ledger.add([request], stream, Terms(is_return=is_return))
         except QueueFullError as error:

@@ -1,0 +1,103 @@
+"""The client against an HTTP server of its own: what leaves, and when."""
+
+from __future__ import annotations
+
+import inspect
+
+import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestServer
+from lightkube.config.kubeconfig import KubeConfig
+
+from dedicate_operator.cluster import Cluster
+from dedicate_operator.errors import NotLeaderError
+from dedicate_operator.fence import Fence
+from dedicate_operator.identity import Key
+from dedicate_operator.kinds import DEPLOYMENT, LEASE, SERVICE
+
+KEY = Key("team", "chat")
+
+
+def manifest(api_version, kind, **metadata):
+    return {"apiVersion": api_version, "kind": kind, "metadata": {"namespace": "team", "name": "chat", **metadata}}
+
+
+WRITES = {
+    "apply": lambda cluster: cluster.apply(manifest("apps/v1", "Deployment")),
+    "apply_status": lambda cluster: cluster.apply_status(KEY, "uid", {}),
+    "overwrite": lambda cluster: cluster.overwrite(manifest("v1", "Service")),
+    "create_secret": lambda cluster: cluster.create_secret(manifest("v1", "Secret")),
+    "create_event": lambda cluster: cluster.create_event(manifest("v1", "Event")),
+    "delete": lambda cluster: cluster.delete(SERVICE, KEY),
+}
+OTHERS = {
+    "fetch": lambda cluster: cluster.fetch(DEPLOYMENT, KEY),
+    "fetch_list": lambda cluster: cluster.fetch_list(DEPLOYMENT, "team"),
+    "replace_lease": lambda cluster: cluster.replace_lease(manifest("coordination.k8s.io/v1", "Lease")),
+}
+
+
+@pytest.fixture
+async def requests():
+    return []
+
+
+@pytest.fixture
+def fence():
+    return Fence(lambda: 100.0)
+
+
+@pytest.fixture
+async def cluster(requests, fence):
+    async def answer(request):
+        requests.append(request)
+        return web.json_response({"metadata": {"resourceVersion": "1"}})
+
+    application = web.Application()
+    application.add_routes([web.route("*", "/{path:.*}", answer)])
+    async with TestServer(application) as server:
+        config = {
+            "clusters": [{"name": "test", "cluster": {"server": str(server.make_url("/"))}}],
+            "users": [{"name": "test", "user": {}}],
+            "contexts": [{"name": "test", "context": {"cluster": "test", "user": "test", "namespace": "mine"}}],
+            "current-context": "test",
+        }
+        made = Cluster(fence, KubeConfig.from_dict(config).get())
+        yield made
+        await made.close()
+
+
+def test_no_method_is_forgotten_here():
+    public = {name for name, _ in inspect.getmembers(Cluster, inspect.isfunction) if not name.startswith("_")}
+    assert public == WRITES.keys() | OTHERS.keys() | {"close", "watch"}
+
+
+@pytest.mark.parametrize("name", WRITES)
+async def test_nothing_is_written_by_who_does_not_lead(name, cluster, requests):
+    with pytest.raises(NotLeaderError):
+        await WRITES[name](cluster)
+    assert requests == []
+
+
+@pytest.mark.parametrize("name", WRITES)
+async def test_the_api_server_is_told_for_how_long_a_write_may_take(name, cluster, requests, fence):
+    fence.move(107.5)
+    await WRITES[name](cluster)
+    (request,) = requests
+    assert request.query["timeout"] == "7.500s"
+
+
+@pytest.mark.parametrize("name", OTHERS)
+async def test_everybody_may_read_and_stand_for_election(name, cluster, requests):
+    await OTHERS[name](cluster)
+    (request,) = requests
+    assert request.method == ("PUT" if name == "replace_lease" else "GET")
+
+
+async def test_lease_is_written_under_its_name(cluster, requests):
+    await cluster.replace_lease(manifest("coordination.k8s.io/v1", "Lease", resourceVersion="7"))
+    assert requests[0].path == f"/apis/{LEASE.group}/v1/namespaces/team/leases/chat"
+
+
+async def test_namespace_is_the_configurations(cluster):
+    assert cluster.namespace == "mine"
