@@ -19,7 +19,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from dedicate_runtime.api.errors import ApiError, unavailable
 from dedicate_runtime.api.middleware import request_id_of
-from dedicate_runtime.api.sse import encode_json
+from dedicate_runtime.api.sse import STALLED_READER_S, encode_json
 
 if TYPE_CHECKING:
     from uvicorn.config import Config
@@ -44,8 +44,8 @@ class ConnectionLimits:
     """Requests that wait for the answer to the one before them."""
     head_timeout_s: float = 20.0
     """From a connection's begin, or a later request's first byte, to the end of the head."""
-    stalled_reader_s: float = 300.0
-    """A client that takes nothing for so long is gone, whatever its socket says."""
+    stalled_reader_s: float = STALLED_READER_S
+    """For which a client may take nothing of any answer, as of a stream."""
     linger_s: float = 2.0
     """For which what a refused client still sends is thrown away: closing at once could reset the connection before
     the client has read why."""

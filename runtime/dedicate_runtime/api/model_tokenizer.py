@@ -25,7 +25,10 @@ SPECIAL_TOKEN_NAMES = ("bos_token", "eos_token", "pad_token", "unk_token")
 
 
 class ModelTokenizer:
-    """Text to ids and back. `encode` takes milliseconds on long texts: call it off the event loop."""
+    """Text to ids and back. `encode` takes a second for a megabyte: call it off the event loop.
+
+    Works in batches of one: only those release the interpreter's lock, so that the event loop runs meanwhile.
+    """
 
     def __init__(self, tokenizer: Tokenizer, *, special_tokens: Mapping[str, str]) -> None:
         """Takes the tokens that have a part to play, such as `bos_token`, by its name."""
@@ -45,10 +48,12 @@ class ModelTokenizer:
         """Tokenises; a text that begins with the beginning-of-sequence token already gets no second one."""
         if self.bos_token and text.startswith(self.bos_token):
             add_special_tokens = False
-        return tuple(self.raw.encode(text, add_special_tokens=add_special_tokens).ids)
+        (encoding,) = self.raw.encode_batch_fast([text], add_special_tokens=add_special_tokens)
+        return tuple(encoding.ids)
 
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool) -> str:
-        return self.raw.decode(list(token_ids), skip_special_tokens=skip_special_tokens)
+        (text,) = self.raw.decode_batch([list(token_ids)], skip_special_tokens=skip_special_tokens)
+        return text
 
     def min_tokens_of(self, text: str) -> int:
         """Gives a number of tokens that `text` has at least, without tokenising it.

@@ -33,6 +33,9 @@ if TYPE_CHECKING:
 _MAX_SEQUENCES = 1024
 """Of one request. Arbitrary, over what a queue admits by default: a list must not cost before it is refused."""
 
+_CHARACTERS_PER_TOKEN = 16
+"""Four times what text has. Of a longer one the beginning tells whether it can fit. Arbitrary."""
+
 
 def check_together(wire: GenerationRequest) -> None:
     """Refuses fields that are fine alone and wrong together.
@@ -49,8 +52,13 @@ def check_together(wire: GenerationRequest) -> None:
     if isinstance(wire, CompletionRequest):
         if wire.best_of is not None and wire.best_of != wire.n:
             refuse("best_of", "best_of must equal n: all choices are returned.")
-        if len(wire.prompt) * wire.n > _MAX_SEQUENCES:
+        if count_choices(wire) > _MAX_SEQUENCES:
             refuse("prompt", f"prompt: at most {_MAX_SEQUENCES} choices in one request.")
+
+
+def count_choices(wire: GenerationRequest) -> int:
+    """Sequences that the request asks for."""
+    return wire.n * (len(wire.prompt) if isinstance(wire, CompletionRequest) else 1)
 
 
 def render_conversation(messages: Sequence[Message], options: TemplateOptions, served: ServedModel) -> str:
@@ -93,8 +101,12 @@ def completion_prompts(wire: CompletionRequest, served: ServedModel) -> list[tup
 
 def encode_text(served: ServedModel, text: str, *, add_special_tokens: bool, param: str) -> tuple[int, ...]:
     """Tokenises a text, unless it is so long that it cannot fit: megabytes would keep a thread busy for seconds."""
+    context = served.info.max_model_len
     least = served.tokenizer.min_tokens_of(text)
-    if least > served.info.max_model_len:
+    if least <= context < len(text) // _CHARACTERS_PER_TOKEN:
+        beginning = served.tokenizer.encode(text[: context * _CHARACTERS_PER_TOKEN], add_special_tokens=False)
+        least = len(beginning) // 2  # where it is cut off, a token or two may be others
+    if least > context:
         refuse_prompt_length(served, f"{least} tokens or more", param)
     return served.tokenizer.encode(text, add_special_tokens=add_special_tokens)
 
@@ -107,6 +119,7 @@ def plan_choices(
     num_logprobs: int | None,
     prompt_param: str,
     answer_id: str,
+    client_id: str,
 ) -> list[ChoicePlan]:
     """Lays out the choices: choice i of prompt j has index j*n + i, and the seed + i.
 
@@ -130,6 +143,7 @@ def plan_choices(
                 request_id=RequestId(f"{answer_id}-{index}"),
                 prompt_token_ids=prompt,
                 sampling=with_choice_seed(sampling, choice),
+                client_id=client_id,
             )
             plans.append(
                 ChoicePlan(

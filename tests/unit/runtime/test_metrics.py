@@ -10,6 +10,7 @@ from prometheus_client import CollectorRegistry, Histogram, generate_latest
 
 from dedicate_runtime.core.request import EngineStats
 from dedicate_runtime.engine.interface import EngineLoss, StepKind
+from dedicate_runtime.errors import RefusalReason
 from dedicate_runtime.metrics import _TOKEN_BUCKETS, Metrics
 
 API = Path(__file__).parents[3] / "docs" / "api.md"
@@ -66,6 +67,7 @@ def test_observations_go_where_they_belong(metrics):
     metrics.observe_prefill_time(2.0)
     metrics.observe_decode_time(3.0)
     metrics.observe_loss(EngineLoss.HUNG)
+    metrics.observe_refusal(RefusalReason.QUEUE_TIME)
     assert value(metrics, "step_seconds_sum", kind="decode") == 0.02
     assert value(metrics, "step_seconds_sum", kind="prefill") == 0.2
     assert value(metrics, "request_queue_time_seconds_sum") == 1.0
@@ -73,6 +75,16 @@ def test_observations_go_where_they_belong(metrics):
     assert value(metrics, "request_decode_time_seconds_sum") == 3.0
     assert value(metrics, "engine_restarts_total", cause="hung") == 1
     assert value(metrics, "engine_restarts_total", cause="died") == 0
+    refused = {reason: value(metrics, "requests_refused_total", reason=reason.value) for reason in RefusalReason}
+    assert refused == {reason: float(reason is RefusalReason.QUEUE_TIME) for reason in RefusalReason}
+
+
+def test_length_of_the_queue_is_told_when_it_is_known(metrics):
+    expected = [None, 2.5]
+    metrics.watch_queue(lambda: expected[0])
+    assert value(metrics, "expected_queue_time_seconds") is None
+    expected.pop(0)
+    assert value(metrics, "expected_queue_time_seconds") == 2.5
 
 
 def test_what_others_count_is_read_when_asked_for(metrics):
@@ -118,6 +130,7 @@ def test_request_without_tokens_has_no_length_and_no_latency(metrics):
 
 def test_all_are_listed_in_the_documents(metrics):
     metrics.watch_engine(lambda: STATS)
+    metrics.watch_queue(lambda: 0.0)
     metrics.watch_log(lambda: 0)
     metrics.watch_traces(lambda: 0, lambda: 0)
     told = API.read_text().split("## Metrics")[1]

@@ -5,14 +5,19 @@ from __future__ import annotations
 import asyncio
 import gzip
 import json
+import re
 import zlib
+from pathlib import Path
 
 import pytest
 from starlette.requests import Request
 
 from dedicate_runtime.api.body import MAX_BODY_BYTES, BodyReader
 from dedicate_runtime.api.errors import ApiError
+from dedicate_runtime.api.fields import MAX_ITEMS, MAX_MESSAGES
+from dedicate_runtime.api.http_protocol import ConnectionLimits
 from dedicate_runtime.api.json_text import MAX_DEPTH, MAX_DIGITS, MAX_MEMBERS, MAX_VALUES, parse_json
+from dedicate_runtime.api.template_budget import MAX_CHARACTERS
 
 KEYS = {"message", "type", "param", "code"}
 ENDPOINTS = {
@@ -293,3 +298,26 @@ class TestHolding:
         with pytest.raises(ApiError) as caught:
             await read(BodyReader(), request)
         assert caught.value.status == 413
+
+
+def test_limits_are_the_documented_ones():
+    page = (Path(__file__).parents[4] / "docs" / "api.md").read_text()
+    section = page.split("\n## What is refused before it is read\n")[1].split("\n## ")[0]
+    told = dict(re.findall(r"^\| (.+?) \| (.+?) \|", section, re.MULTILINE))
+    connection = ConnectionLimits()
+    kibibytes = f"{connection.max_head_bytes // 1024} KiB, {connection.max_headers} headers, "
+    assert told["connections"].startswith(str(connection.max_connections))
+    assert told["silence before a request, or time for its line and headers"] == f"{connection.head_timeout_s:g} s"
+    assert told["request line and headers"].startswith(kibibytes + f"{connection.max_target_bytes // 1024} KiB")
+    assert told["requests that wait for the answer before them"] == str(connection.max_pipelined)
+    assert told["time in which a client takes nothing of its answer"] == f"{connection.stalled_reader_s:g} s"
+    assert told["body"].startswith(f"{MAX_BODY_BYTES // 2**20} MiB in 60 s")
+    assert told["bodies that are being read, together"] == f"{8 * MAX_BODY_BYTES // 2**20} MiB"
+    assert told["values in a body"] == f"{MAX_VALUES:,}"
+    assert told["lists, objects and fields in a body"] == f"{MAX_MEMBERS:,}"
+    assert told["nesting"] == f"{MAX_DEPTH} levels"
+    assert told["digits of a number"] == str(MAX_DIGITS)
+    assert told["`messages`"] == f"{MAX_MESSAGES:,}"
+    (items,) = (limit for what, limit in told.items() if what.startswith("`stop`, "))
+    assert items == str(MAX_ITEMS)
+    assert told["a chat template's work"] == f"5 s, {MAX_CHARACTERS:,} characters"

@@ -11,12 +11,14 @@ from dataclasses import dataclass, field
 
 import pytest
 import uvicorn
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from uvicorn.server import ServerState
 
 from dedicate_runtime.api.http_protocol import ConnectionLimits, bounded_protocol
 from dedicate_runtime.serving import _connection_limits, _serve
 
-DEADLINE_S = 20
+DEADLINE_S = 60
 KEYS = {"message", "type", "param", "code"}
 AUTHORIZATION = b"Authorization: Bearer sk-unit-test\r\n"
 NEVER_S = 1000.0
@@ -462,6 +464,45 @@ class TestPaths:
         await client.send(b"OPTIONS * HTTP/1.1\r\n\r\n")
         status, _, body = await client.answer()
         assert (status, set(json.loads(body)["error"])) == (404, KEYS)
+
+
+NO_DIGIT = st.integers(0, 255).filter(lambda byte: not chr(byte).isdigit())
+"""A length that grows would make the server wait for a body that never comes."""
+EDITS = st.lists(st.tuples(st.integers(0, 400), st.sampled_from(["put", "insert", "delete"]), NO_DIGIT), max_size=4)
+
+
+def edit(data, edits):
+    edited = bytearray(data)
+    for where, how, byte in edits:
+        place = where % len(edited)
+        if how == "put":
+            edited[place] = byte
+        elif how == "insert":
+            edited.insert(place, byte)
+        else:
+            del edited[place]
+    return bytes(edited)
+
+
+class TestFuzz:
+    @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+    @given(
+        request=st.sampled_from([COMPLETION, GET, post(b"tokenize", b'{"prompt": "Hi"}', b"Expect: 100-continue\r\n")]),
+        edits=EDITS,
+        noise=st.binary(max_size=20),
+    )
+    async def test_no_bytes_bring_a_500_or_silence(self, start, request, edits, noise):
+        """Each is answered, in the envelope unless it was fine after all; what may be missing of a body follows."""
+        client = await (await start(head_timeout_s=0.2)).connect()
+        await client.send(edit(request, edits) + noise + b"\r\n\r\n" + b"x" * 100)
+        status = 100
+        while status == 100:
+            status, headers, body = await client.answer()
+        assert status in {200, 400, 401, 404, 405, 408, 415, 431, 501, 505}, body
+        assert headers["x-request-id"]
+        if status != 200:
+            assert set(json.loads(body)["error"]) == KEYS
+        client.writer.transport.abort()
 
 
 class TestServing:
