@@ -35,8 +35,8 @@ RESTART_WINDOW_S = 600.0
 the kubelet's growing pauses are better than a loop of ours. Both arbitrary. Source: docs/contract.md."""
 
 _RELOAD_FACTOR = 4.0
-"""How much longer than the first load a later one may take, and never less than a stall may; arbitrary, and generous: the
-machine may be busier than it was, and ending the runtime would only load the model once more."""
+"""How much longer than the first load a later one may take, and never less than a stall may; arbitrary, and generous:
+the machine may be busier than it was, and ending the runtime would only load the model once more."""
 
 _LOOK_INTERVAL_S = 1.0
 """Between two looks at whether the engine still answers."""
