@@ -34,8 +34,9 @@ RESTART_WINDOW_S = 600.0
 """Losses over `MAX_RESTARTS` in so long a time end the runtime: what kills three engines in a row is not chance, and
 the kubelet's growing pauses are better than a loop of ours. Both arbitrary. Source: docs/contract.md."""
 
-_RELOAD_FACTOR = 2.0
-"""How much longer than the first load a later one may take, and never less than a stall may; arbitrary."""
+_RELOAD_FACTOR = 4.0
+"""How much longer than the first load a later one may take, and never less than a stall may; arbitrary, and generous:
+the machine may be busier than it was, and ending the runtime would only load the model once more."""
 
 _LOOK_INTERVAL_S = 1.0
 """Between two looks at whether the engine still answers."""
