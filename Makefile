@@ -17,8 +17,8 @@ export UV_CACHE_DIR := $(CACHE)/uv/cache
 export GOMP_SPINCOUNT ?= 10000
 
 .PHONY: help demo down clean serve test test-unit test-contract test-runtime test-clients test-cluster test-e2e test-gpu \
-        lint format extras images bench bench-scenarios bench-steps bench-quality bench-http soak tools venv lock \
-        lock-clients lock-peers
+        lint format extras images bench bench-scenarios bench-steps bench-quality bench-http bench-overload soak tools \
+        venv lock lock-clients lock-peers
 
 help: ## List the targets
 	@sed -nE -e 's/^##@ (.*)/\n\1/p' -e 's/^([a-z0-9-]+):.*## (.*)/  \1\t\2/p' Makefile | expand -t 18
@@ -95,6 +95,9 @@ bench-http: venv ## What a token costs the API process: rate, lag, memory, first
 
 bench-quality: venv ## Perplexity of int8 against float32
 	@$(RUN) -m bench.quality
+
+bench-overload: venv ## Who is let in, how fast and how fairly, at up to three times the capacity
+	@$(RUN) -m bench.overload
 
 soak: venv ## Half an hour of everything at once; SECONDS_= and REQUESTS= bound it
 	@$(RUN) -m bench.soak $(if $(SECONDS_),--seconds $(SECONDS_)) $(if $(REQUESTS),--requests $(REQUESTS))

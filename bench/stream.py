@@ -44,13 +44,14 @@ class Address:
     path: str
     api_key: str
 
-    def encode(self, endpoint: str, body: Mapping[str, Any]) -> bytes:
+    def encode(self, endpoint: str, body: Mapping[str, Any], headers: Mapping[str, str] | None = None) -> bytes:
         """Gives the bytes of a request; the connection is not used again."""
         content = json.dumps(body).encode()
+        more = "".join(f"{name}: {value}\r\n" for name, value in (headers or {}).items())
         head = (
             f"POST {self.path}{endpoint} HTTP/1.1\r\nHost: {self.host}:{self.port}\r\n"
             f"Authorization: Bearer {self.api_key}\r\nContent-Type: application/json\r\n"
-            f"Content-Length: {len(content)}\r\nConnection: close\r\n\r\n"
+            f"{more}Content-Length: {len(content)}\r\nConnection: close\r\n\r\n"
         )
         return head.encode() + content
 

@@ -6,7 +6,7 @@ one sentence. Library exceptions are mapped to these where the library is called
 
 from __future__ import annotations
 
-from enum import IntEnum
+from enum import Enum, IntEnum
 
 
 class ExitCode(IntEnum):
@@ -38,8 +38,31 @@ class RequestError(Exception):
     """A request that is refused or has failed, told to its client and to nobody else."""
 
 
+class RefusalReason(Enum):
+    """Which bound kept a request out of the queue."""
+
+    QUEUE_FULL = "queue_full"
+    QUEUE_TOKENS = "queue_tokens"
+    QUEUE_TIME = "queue_time"
+    DEADLINE = "deadline"
+
+
 class QueueFullError(RequestError):
-    """The bounded queue has no room for all sequences of a request; none was admitted."""
+    """The bounded queue has no room for all sequences of a request; none was admitted.
+
+    After `retry_after_s` there is expected to be room.
+    """
+
+    def __init__(
+        self, sentence: str, *, reason: RefusalReason = RefusalReason.QUEUE_FULL, retry_after_s: float = 5.0
+    ) -> None:
+        super().__init__(sentence)
+        self.reason = reason
+        self.retry_after_s = retry_after_s
+
+
+class TooManySequencesError(RequestError):
+    """A request has more sequences than the queue would take if it were empty."""
 
 
 class EngineUnavailableError(RequestError):

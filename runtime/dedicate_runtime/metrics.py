@@ -17,6 +17,7 @@ from prometheus_client.utils import floatToGoString
 
 from dedicate_runtime.core.request import EngineStats, ModelInfo
 from dedicate_runtime.engine.interface import EngineLoss, StepKind
+from dedicate_runtime.errors import RefusalReason
 
 _PREFIX = "dedicate"
 _LATENCY_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
@@ -101,8 +102,13 @@ class Metrics:
         )
         self._steps = {kind: steps.labels(kind.value) for kind in StepKind}
         self._restarts = self._counter("engine_restarts", "Engine processes that were lost, by how", ["cause"])
+        self._refusals = self._counter(
+            "requests_refused", "Requests that the queue had no room for, by the bound that said so", ["reason"]
+        )
         for cause in EngineLoss:
             self._restarts.labels(cause.value)
+        for reason in RefusalReason:
+            self._refusals.labels(reason.value)
 
     def _add_file_instruments(self) -> None:
         self._num_keys = self._gauge("api_keys", "API keys that are accepted")
@@ -206,6 +212,13 @@ class Metrics:
     def observe_loss(self, cause: EngineLoss) -> None:
         self._restarts.labels(cause.value).inc()
 
+    def observe_refusal(self, reason: RefusalReason) -> None:
+        self._refusals.labels(reason.value).inc()
+
+    def watch_queue(self, read_expected_wait_s: Callable[[], float | None]) -> None:
+        """Exposes how long the queue is, in time, as it is at each scrape; None exposes nothing."""
+        self.registry.register(_QueueCollector(read_expected_wait_s))
+
     def watch_engine(self, read_stats: Callable[[], EngineStats | None]) -> None:
         """Exposes the engine's own numbers, as `read_stats` gives them at each scrape; None exposes none."""
         self.registry.register(_EngineCollector(read_stats))
@@ -294,6 +307,20 @@ class _EngineCollector(Collector):
             yield GaugeMetricFamily(f"{_PREFIX}_{name}", help_, value=value)
         for name, (help_, count) in counters.items():
             yield CounterMetricFamily(f"{_PREFIX}_{name}", help_, value=count)
+
+    def describe(self) -> Iterable[Metric]:
+        return ()
+
+
+class _QueueCollector(Collector):
+    def __init__(self, read_expected_wait_s: Callable[[], float | None]) -> None:
+        self._read_expected_wait_s = read_expected_wait_s
+
+    def collect(self) -> Iterable[Metric]:
+        wait_s = self._read_expected_wait_s()
+        if wait_s is not None:
+            help_ = "Time until the last of those that wait now is expected to have its first step"
+            yield GaugeMetricFamily(f"{_PREFIX}_expected_queue_time_seconds", help_, value=wait_s)
 
     def describe(self) -> Iterable[Metric]:
         return ()

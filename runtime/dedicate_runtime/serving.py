@@ -93,6 +93,7 @@ async def serve_engine(
     usage = UsageBook(since=int(time.time()))
     metrics = Metrics(CollectorRegistry())
     metrics.watch_engine(lambda: _stats(engine))
+    metrics.watch_queue(lambda: engine.expected_wait_s)
     metrics.watch_log(lambda: log.num_dropped)
     engine.tell(metrics)
     readiness = Readiness(engine, stall_s=settings.stall_seconds)
@@ -111,6 +112,7 @@ async def serve_engine(
             usage=usage,
             metrics=metrics,
             dedicate=settings.dedicate,
+            request_timeout_s=settings.request_timeout_seconds,
             tracer=await stack.enter_async_context(_tracing(settings, metrics)),
             logs_prompts=settings.log_prompts,
         )

@@ -114,6 +114,7 @@ class Settings:
             is_deterministic=self.deterministic,
             has_prefix_cache=not self.disable_prefix_cache,
             max_queued_tokens=self.max_queued_tokens,
+            max_queue_seconds=self.max_queue_seconds,
         )
 
 

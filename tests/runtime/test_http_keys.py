@@ -175,7 +175,7 @@ def test_no_key_is_in_anything_that_a_live_runtime_writes(live, limits_path):
             *(answer.text + json.dumps(dict(answer.headers)) for answer in answers),
         ]
     )
-    assert '"key_id": "tester"' in everything
+    assert '"key_id":"tester"' in everything
     for secret in (RIGHT, WRONG, QUERY, USER, "sk-tight-51ad"):
         digest = hashlib.sha256(secret.encode())
         encoded = base64.b64encode(secret.encode()).decode()

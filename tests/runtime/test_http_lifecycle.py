@@ -67,6 +67,16 @@ def test_drain_lets_running_answers_finish(start_runtime, model_folder):
     assert runtime.wait_end() == 0
 
 
+@pytest.mark.parametrize("stream", [True, False])
+def test_answer_that_is_late_ends_and_frees_its_blocks(runtime, stream):
+    headers = {**runtime.headers, "x-request-timeout": "0.5"}
+    response = runtime.post("/v1/completions", {"model": runtime.model, **LONG, "stream": stream}, headers=headers)
+    assert response.status_code == (200 if stream else 504)
+    assert '"code":"timeout"' in response.text
+    runtime.wait_until(lambda: runtime.metric("dedicate_num_requests_running") == 0, deadline_s=30, what="freeing")
+    assert runtime.metric("dedicate_kv_cache_free_blocks") == runtime.metric("dedicate_kv_cache_blocks")
+
+
 def test_lost_engine_comes_back_twice_and_then_ends_the_runtime(start_runtime, model_folder):
     """One life, three losses: an engine that hangs is noticed and replaced, a killed one too, the third is enough."""
     runtime = start_runtime(model_folder, "--stall-seconds", "3").wait_ready()

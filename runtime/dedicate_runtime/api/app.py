@@ -72,6 +72,7 @@ def create_app(
     usage: UsageBook,
     metrics: Metrics,
     dedicate: str,
+    request_timeout_s: float,
     tracer: Tracer | None = None,
     logs_prompts: bool = False,
 ) -> FastAPI:
@@ -85,6 +86,7 @@ def create_app(
         metrics=metrics,
         streams=StreamWatch(),
         text_pool=ThreadPoolExecutor(_NUM_TEXT_THREADS, thread_name_prefix="text"),
+        request_timeout_s=request_timeout_s,
         logs_prompts=logs_prompts,
     )
     prefix = f"/{dedicate}"

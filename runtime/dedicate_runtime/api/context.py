@@ -48,6 +48,8 @@ class ApiContext:
     metrics: Metrics
     streams: StreamWatch
     text_pool: ThreadPoolExecutor
+    request_timeout_s: float
+    """Most time for one request."""
     logs_prompts: bool = False
     bodies: BodyReader = field(default_factory=BodyReader)
 

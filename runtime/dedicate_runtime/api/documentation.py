@@ -12,6 +12,7 @@ from fastapi import FastAPI
 from pydantic import BaseModel
 
 from dedicate_runtime.api.answers import ErrorEnvelope
+from dedicate_runtime.api.deadline import TIMEOUT_HEADER, TIMEOUT_PATTERN
 
 DESCRIPTION = """\
 The OpenAI wire format: point any OpenAI-compatible client at `/{dedicate}/v1` with a key.
@@ -29,20 +30,32 @@ _STATUSES = {
     429: "A limit of the key is reached, or the queue is full; see Retry-After",
     500: "A fault of ours; the request can be tried again",
     503: "Loading, draining, or too much at once; see Retry-After",
+    504: "The time of `x-request-timeout`, or the server's own limit, is over",
 }
 _ALWAYS = (400, 500, 503)
 OF_A_BODY = (404, 408, 413, 415)
-OF_GENERATION = (*OF_A_BODY, 429)
+OF_GENERATION = (*OF_A_BODY, 429, 504)
 _TEXT = {"type": "string"}
 _REQUEST_ID = {
     "x-request-id": {"description": "Yours, if you sent one; else ours", "required": True, "schema": _TEXT},
 }
+_SHOULD_RETRY = {"x-should-retry": {"description": "`false`", "required": True, "schema": _TEXT}}
 _RETRY_AFTER = {"retry-after": {"description": "Seconds, 120 or less", "schema": {"type": "integer", "minimum": 0}}}
 _HEADERS: dict[int, dict[str, Any]] = {
     401: {"www-authenticate": {"description": "`Bearer`", "required": True, "schema": _TEXT}},
     415: {"accept-encoding": {"description": "`identity`", "required": True, "schema": _TEXT}},
     429: _RETRY_AFTER,
     503: _RETRY_AFTER,
+    504: _SHOULD_RETRY,
+}
+TIMEOUT_PARAMETER = {
+    "name": TIMEOUT_HEADER,
+    "in": "header",
+    "required": False,
+    "description": "Seconds from the request's first byte within which the answer is wanted; the server has a limit of "
+    "its own",
+    "schema": {"type": "string", "pattern": TIMEOUT_PATTERN},
+    "example": "30",
 }
 _RATE_LIMITS = {
     f"x-ratelimit-{part}-{what}": {"description": f"{sentence}; present where {what} are limited", "schema": schema}
@@ -89,13 +102,14 @@ def answer_docs(
     return {"summary": summary, "responses": {200: success, **refusals}}
 
 
-def body_docs(wire: type[BaseModel], examples: Mapping[str, Any]) -> dict[str, Any]:
-    """Gives the argument of `add_api_route` that document a body."""
+def body_docs(wire: type[BaseModel], examples: Mapping[str, Any], *parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """Gives the argument of `add_api_route` that documents a body, and the parameters that a route reads itself."""
     content = {
         "schema": _inlined(wire.model_json_schema()),
         "examples": {name: {"value": value} for name, value in examples.items()},
     }
-    return {"openapi_extra": {"requestBody": {"required": True, "content": {"application/json": content}}}}
+    extra: dict[str, Any] = {"requestBody": {"required": True, "content": {"application/json": content}}}
+    return {"openapi_extra": extra | ({"parameters": list(parameters)} if parameters else {})}
 
 
 def _first_line(model: type[BaseModel]) -> str:

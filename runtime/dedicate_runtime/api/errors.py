@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
+from math import ceil
 from typing import Any, NoReturn
 
-from dedicate_runtime.errors import EngineUnavailableError, QueueFullError, RequestError
+from dedicate_runtime.errors import EngineUnavailableError, QueueFullError, RequestError, TooManySequencesError
 
 INVALID_REQUEST = "invalid_request_error"
 SERVER_ERROR = "server_error"
-_QUEUE_FULL_RETRY_S = 5
-"""Arbitrary: a few completions end in that time. Clients honour at most 120 s."""
 _UNAVAILABLE_RETRY_S = 15
 """Arbitrary: a small model is loaded, or a drained pod replaced, in that time."""
 _MAX_MESSAGE = 1000
@@ -68,13 +67,16 @@ def failed(message: str) -> ApiError:
 def to_api_error(error: RequestError) -> ApiError:
     """Turns what the engine raises into what the client is told."""
     if isinstance(error, QueueFullError):
+        retry_after_s = ceil(error.retry_after_s)
         return ApiError(
             429,
-            "The queue is full. Retry later.",
+            f"{error} Retry after {retry_after_s} s.",
             kind="rate_limit_error",
             code="queue_full",
-            headers={"Retry-After": str(_QUEUE_FULL_RETRY_S)},
+            headers={"Retry-After": str(retry_after_s), "retry-after-ms": str(ceil(1000 * error.retry_after_s))},
         )
+    if isinstance(error, TooManySequencesError):
+        return ApiError(400, str(error), param="n")
     if isinstance(error, EngineUnavailableError):
         return unavailable(str(error) or "The engine is not available.", "engine_unavailable")
     return failed(str(error) or "The request failed.")

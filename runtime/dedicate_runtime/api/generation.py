@@ -5,6 +5,7 @@ Knows neither HTTP nor a wire format. Every path ends in `aclose`, which frees w
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,7 +17,8 @@ from dedicate_runtime.engine.detokenizer import Detokenizer
 from dedicate_runtime.errors import RequestError
 
 if TYPE_CHECKING:
-    from dedicate_runtime.engine.interface import Engine, OutputStream
+    from dedicate_runtime.api.deadline import Deadline
+    from dedicate_runtime.engine.interface import Engine, OutputStream, Terms
     from dedicate_runtime.metrics import Metrics
 
 
@@ -83,6 +85,7 @@ class Generation:
     """Gives why the runtime as a whole takes no work, if so: then a failed sequence is worth another try."""
     arrived_at: float
     """When the request came in, by `clock`."""
+    deadline: Deadline
     clock: Callable[[], float] = time.monotonic
     texts: dict[int, list[str]] | None = None
     """Collects what each choice said, where that is to be logged."""
@@ -90,6 +93,8 @@ class Generation:
     usage: Usage = field(init=False)
     time_to_first_token_s: float | None = field(init=False, default=None)
     _choices: dict[RequestId, _Choice] = field(init=False)
+    _timer: asyncio.TimerHandle | None = field(init=False, default=None)
+    _closing: asyncio.Task[None] | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
         prompts = {plan.prompt_index: len(plan.request.prompt_token_ids) for plan in self.plans}
@@ -100,8 +105,9 @@ class Generation:
         """Yields what comes, until each choice has finished.
 
         Raises:
-            ApiError: a sequence failed; the others are given up.
+            ApiError: a sequence failed, or the time is over; the others are given up.
         """
+        self._timer = asyncio.get_running_loop().call_later(self.deadline.left_s, self._expire)
         num_unfinished = len(self._choices)
         try:
             async for output in self.stream:
@@ -121,10 +127,20 @@ class Generation:
                     return
         except RequestError as error:
             raise to_api_error(error) from error
+        if self._closing is not None:
+            raise self.deadline.missed()
         raise unavailable("The engine ended before the answer did.", "engine_unavailable")
+
+    def _expire(self) -> None:
+        """Ends the stream, and with it the iteration, wherever its reader is just now."""
+        self._closing = asyncio.ensure_future(self.stream.aclose())
 
     async def aclose(self) -> None:
         """Aborts what is unfinished; safe to call twice."""
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._closing is not None:
+            await self._closing
         await self.stream.aclose()
 
     def _take(self, choice: _Choice, output: SequenceOutput) -> Delta:
@@ -179,19 +195,31 @@ class Generation:
         return failed(output.error or "The request was aborted.")
 
 
+def check_room(engine: Engine, client_id: str, num_sequences: int, terms: Terms) -> None:
+    """Refuses a request that would not be admitted before its prompt has cost anything.
+
+    Raises:
+        ApiError: 429, with the time after which to come back; 400, if it never will be admitted.
+    """
+    try:
+        engine.check_room(client_id, num_sequences, terms)
+    except RequestError as error:
+        raise to_api_error(error) from error
+
+
 def most_tokens(plans: Sequence[ChoicePlan]) -> int:
     """Gives the most tokens that the usage of a request may come to: each prompt once, and all that may be new."""
     prompts = {plan.prompt_index: len(plan.request.prompt_token_ids) for plan in plans}
     return sum(prompts.values()) + sum(plan.request.sampling.max_tokens for plan in plans if not plan.discards_tokens)
 
 
-async def submit(engine: Engine, requests: Sequence[Request]) -> OutputStream:
+async def submit(engine: Engine, requests: Sequence[Request], terms: Terms) -> OutputStream:
     """Admits the sequences of one request.
 
     Raises:
-        ApiError: 429 or 503, with the time after which to come back.
+        ApiError: 429 or 503, with the time after which to come back; 400, if it never will be admitted.
     """
     try:
-        return await engine.submit(requests)
+        return await engine.submit(requests, terms)
     except RequestError as error:
         raise to_api_error(error) from error

@@ -16,14 +16,22 @@ from starlette.responses import JSONResponse, Response
 from dedicate_runtime.api.access_log import loggable
 from dedicate_runtime.api.answers import ChatCompletion, ChatCompletionChunk, TextCompletion, TextCompletionChunk
 from dedicate_runtime.api.context import ApiContext, check_model
-from dedicate_runtime.api.documentation import OF_GENERATION, answer_docs, body_docs
+from dedicate_runtime.api.deadline import deadline_of, terms_of, within_deadline
+from dedicate_runtime.api.documentation import OF_GENERATION, TIMEOUT_PARAMETER, answer_docs, body_docs
 from dedicate_runtime.api.errors import ApiError, failed
 from dedicate_runtime.api.formats import AnswerFormat, AnswerHead, ChatFormat, CompletionFormat
-from dedicate_runtime.api.generation import ChoicePlan, Generation, most_tokens, submit
+from dedicate_runtime.api.generation import ChoicePlan, Generation, check_room, most_tokens, submit
 from dedicate_runtime.api.generation_record import GenerationRecord, build_phases
 from dedicate_runtime.api.logprobs import ChatLogprobs, CompletionLogprobs
 from dedicate_runtime.api.middleware import RequestRecord, record_of
-from dedicate_runtime.api.planning import chat_prompt, check_together, completion_prompts, echoes_of, plan_choices
+from dedicate_runtime.api.planning import (
+    chat_prompt,
+    check_together,
+    completion_prompts,
+    count_choices,
+    echoes_of,
+    plan_choices,
+)
 from dedicate_runtime.api.schemas import ChatCompletionRequest, CompletionRequest, GenerationRequest
 from dedicate_runtime.api.sse import DONE, EventStream, cancel_and_wait, event, wait_for_disconnect
 
@@ -55,6 +63,8 @@ def build_generation_router(context: ApiContext) -> APIRouter:
         served = context.readiness.require_ready()
         check_model(served, wire.model)
         check_together(wire)
+        client_id = record_of(request).key_id
+        check_room(context.engine, client_id, count_choices(wire), terms_of(request))
         prompt = await context.in_pool(chat_prompt, wire, served)
         num_logprobs = (wire.top_logprobs or 0) if wire.logprobs else None
         head = _answer_head(wire, served, "chatcmpl")
@@ -65,6 +75,7 @@ def build_generation_router(context: ApiContext) -> APIRouter:
             num_logprobs=num_logprobs,
             prompt_param="messages",
             answer_id=head.answer_id,
+            client_id=client_id,
         )
         logprobs = ChatLogprobs(served.tokenizer, num_logprobs) if num_logprobs is not None else None
         _note_generation(context, request, wire, head, plans, prompt=wire.messages)
@@ -75,10 +86,18 @@ def build_generation_router(context: ApiContext) -> APIRouter:
         served = context.readiness.require_ready()
         check_model(served, wire.model)
         check_together(wire)
+        client_id = record_of(request).key_id
+        check_room(context.engine, client_id, count_choices(wire), terms_of(request))
         prompts = await context.in_pool(completion_prompts, wire, served)
         head = _answer_head(wire, served, "cmpl")
         plans = plan_choices(
-            wire, served, prompts, num_logprobs=wire.logprobs, prompt_param="prompt", answer_id=head.answer_id
+            wire,
+            served,
+            prompts,
+            num_logprobs=wire.logprobs,
+            prompt_param="prompt",
+            answer_id=head.answer_id,
+            client_id=client_id,
         )
         echoes = echoes_of(wire, served, prompts) if wire.echo else None
         logprobs = None
@@ -92,12 +111,13 @@ def build_generation_router(context: ApiContext) -> APIRouter:
         _note_generation(context, request, wire, head, plans, prompt=wire.prompt)
         return await _answer(context, request, wire, plans, CompletionFormat(head, len(plans), logprobs, echoes))
 
+    bounded = partial(within_deadline, longest_s=context.request_timeout_s)
     needs_key = context.keys is not None
     router.add_api_route(
         "/v1/chat/completions",
-        create_chat_completion,
+        bounded(create_chat_completion),
         methods=["POST"],
-        **body_docs(ChatCompletionRequest, _CHAT_EXAMPLES),
+        **body_docs(ChatCompletionRequest, _CHAT_EXAMPLES, TIMEOUT_PARAMETER),
         **answer_docs(
             ChatCompletion,
             *OF_GENERATION,
@@ -108,9 +128,9 @@ def build_generation_router(context: ApiContext) -> APIRouter:
     )
     router.add_api_route(
         "/v1/completions",
-        create_completion,
+        bounded(create_completion),
         methods=["POST"],
-        **body_docs(CompletionRequest, _COMPLETION_EXAMPLES),
+        **body_docs(CompletionRequest, _COMPLETION_EXAMPLES, TIMEOUT_PARAMETER),
         **answer_docs(
             TextCompletion,
             *OF_GENERATION,
@@ -165,13 +185,14 @@ async def _answer(
     record = record_of(request)
     if record.admission is not None:
         record.admission.reserve_tokens(most_tokens(plans))
-    stream = await submit(context.engine, [plan.request for plan in plans])
+    stream = await submit(context.engine, [plan.request for plan in plans], terms_of(request))
     generation = Generation(
         plans=plans,
         stream=stream,
         metrics=context.metrics,
         problem=lambda: context.readiness.problem,
         arrived_at=record.started_at,
+        deadline=deadline_of(request),
         texts={} if context.logs_prompts else None,
     )
     if wire.stream:

@@ -52,8 +52,13 @@ def check_together(wire: GenerationRequest) -> None:
     if isinstance(wire, CompletionRequest):
         if wire.best_of is not None and wire.best_of != wire.n:
             refuse("best_of", "best_of must equal n: all choices are returned.")
-        if len(wire.prompt) * wire.n > _MAX_SEQUENCES:
+        if count_choices(wire) > _MAX_SEQUENCES:
             refuse("prompt", f"prompt: at most {_MAX_SEQUENCES} choices in one request.")
+
+
+def count_choices(wire: GenerationRequest) -> int:
+    """Sequences that the request asks for."""
+    return wire.n * (len(wire.prompt) if isinstance(wire, CompletionRequest) else 1)
 
 
 def render_conversation(messages: Sequence[Message], options: TemplateOptions, served: ServedModel) -> str:
@@ -114,6 +119,7 @@ def plan_choices(
     num_logprobs: int | None,
     prompt_param: str,
     answer_id: str,
+    client_id: str,
 ) -> list[ChoicePlan]:
     """Lays out the choices: choice i of prompt j has index j*n + i, and the seed + i.
 
@@ -137,6 +143,7 @@ def plan_choices(
                 request_id=RequestId(f"{answer_id}-{index}"),
                 prompt_token_ids=prompt,
                 sampling=with_choice_seed(sampling, choice),
+                client_id=client_id,
             )
             plans.append(
                 ChoicePlan(

@@ -132,9 +132,15 @@ class EventStream(Response):
             await asyncio.wait([self._writing, leaving], return_when=asyncio.FIRST_COMPLETED)
         finally:
             self._watch.remove(self)
-            await cancel_and_wait(self._writing, leaving, *([self._commenting] if self._commenting else []))
-            await self._frames.aclose()
-            await self._close()
+            tasks = [task for task in (self._writing, leaving, self._commenting) if task is not None]
+            for task in tasks:
+                task.cancel()
+            try:
+                # The engine first: where hundreds leave at once, it must not work for those whose turn is late.
+                await self._close()
+            finally:
+                await cancel_and_wait(*tasks)
+                await self._frames.aclose()
         if not self._writing.cancelled():
             self._writing.result()
 

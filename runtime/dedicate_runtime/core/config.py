@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from enum import Enum
 
@@ -68,6 +69,8 @@ class EngineConfig:
     has_prefix_cache: bool = True
     max_queued_tokens: int = 2**20
     """Prompt tokens of all waiting sequences together."""
+    max_queue_seconds: float = math.inf
+    """Time to its first step that a request may have to expect and still be admitted."""
 
     def __post_init__(self) -> None:
         """Raises ValueError naming the field that cannot work."""

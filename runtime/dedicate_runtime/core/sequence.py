@@ -3,7 +3,7 @@
 A sequence is changed by the scheduler alone. Its status moves along `TRANSITIONS` and nowhere else:
 
     WAITING -> RUNNING     blocks were found for all its tokens
-    RUNNING -> WAITING     preempted: its blocks went to an older sequence, its tokens will be computed again
+    RUNNING -> WAITING     preempted: its blocks went to one of an earlier rank, its tokens will be computed again
     WAITING -> FINISHED    aborted or failed before it ran
     RUNNING -> FINISHED    end token, length, abort or error
 
@@ -62,7 +62,9 @@ class Sequence:
         "num_prompt_tokens",
         "num_published_blocks",
         "num_unknown_tokens",
+        "price",
         "prompt_logprobs",
+        "rank",
         "request",
         "row_index",
         "status",
@@ -72,6 +74,10 @@ class Sequence:
     def __init__(self, request: Request, arrival: int) -> None:
         self.request = request
         self.arrival = arrival
+        self.rank = (0, arrival)
+        """Its turn, and where turns are equal its arrival: the order in which sequences are served."""
+        self.price = 0
+        """Tokens that its client was charged for it when it arrived."""
         self.status = SequenceStatus.WAITING
         self.has_been_admitted = False
         self.needs_history = request.sampling.has_penalties

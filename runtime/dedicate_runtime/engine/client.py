@@ -16,7 +16,8 @@ import msgspec
 
 from dedicate_runtime.core.request import EngineStats, FinishReason, SequenceOutput
 from dedicate_runtime.engine import wire
-from dedicate_runtime.engine.interface import EngineState, StepKind
+from dedicate_runtime.engine.admission import Asked
+from dedicate_runtime.engine.interface import NO_TERMS, EngineState, StepKind
 from dedicate_runtime.engine.ledger import Ledger
 from dedicate_runtime.engine.streams import GroupStream, Turnstile
 from dedicate_runtime.errors import EngineUnavailableError, ExitCode, StartError
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
     from dedicate_runtime.core.config import EngineConfig
     from dedicate_runtime.core.request import ModelInfo, Request, RequestId
-    from dedicate_runtime.engine.interface import EngineObserver
+    from dedicate_runtime.engine.interface import EngineObserver, Terms
 
 _logger = logging.getLogger(__name__)
 
@@ -144,21 +145,30 @@ class EngineClient:
         """Returns once the engine is lost; every stream has had its last output then."""
         await self._has_died.wait()
 
-    async def submit(self, requests: Sequence[Request]) -> GroupStream:
-        """Admits all of `requests` or none.
+    @property
+    def expected_wait_s(self) -> float | None:
+        """Seconds until the last of those that wait now has its first step; None if nobody knows."""
+        return self._ledger.expected_wait_s
+
+    def check_room(self, client_id: str, num_sequences: int, terms: Terms) -> None:
+        """Refuses what `submit` would refuse as things stand; raises the same."""
+        self._ledger.check_room(Asked(client_id=client_id, num_sequences=num_sequences, terms=terms))
+
+    async def submit(self, requests: Sequence[Request], terms: Terms = NO_TERMS) -> GroupStream:
+        """Admits all of `requests`, which are one client's, or none.
 
         Raises:
             QueueFullError: the bounded queue has no room for all of them.
+            TooManySequencesError: it never will have.
             EngineUnavailableError: not READY, or draining.
             ValueError: an id is that of an unfinished request.
         """
         if self._state is not EngineState.READY or self._is_draining:
             reason = "shutting down" if self._is_draining else f"not ready ({self._state.value})"
             raise EngineUnavailableError(f"The engine is {reason}.")
-        self._ledger.check_room(requests)
         request_ids = [request.request_id for request in requests]
         stream = GroupStream(request_ids, abort=self._abort, turnstile=self._turnstile)
-        self._ledger.add(requests, stream)
+        self._ledger.add(requests, stream, terms)
         self._is_idle.clear()
         self._send(wire.Submit(list(requests)))
         return stream
@@ -236,9 +246,7 @@ class EngineClient:
         match frame:
             case wire.Stepped(outputs=outputs, stats=stats, started=started):
                 self._note_stats(stats)
-                self._ledger.note_starts(started)
-                for output in outputs:
-                    self._ledger.deliver(output)
+                self._ledger.take_step(started, outputs)
                 self._note_idleness()
             case wire.Log(logger=name, level=level, message=message):
                 logging.getLogger(name).log(level, "%s", message)

@@ -11,6 +11,7 @@ from enum import Enum
 from typing import Protocol
 
 from dedicate_runtime.core.request import EngineStats, ModelInfo, Request, RequestId, SequenceOutput
+from dedicate_runtime.errors import RefusalReason
 
 
 class EngineState(Enum):
@@ -54,6 +55,22 @@ class EngineObserver(Protocol):
     def observe_loss(self, cause: EngineLoss) -> None:
         """The engine process is gone and is about to be replaced."""
 
+    def observe_refusal(self, reason: RefusalReason) -> None:
+        """A request was not admitted."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Terms:
+    """How long a request may wait to be admitted and served."""
+
+    expires_at: float | None = None
+    """When its answer is of no use any more, by `time.monotonic`."""
+    is_return: bool = False
+    """It was refused before, and has waited as it was told."""
+
+
+NO_TERMS = Terms()
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SequenceTimes:
@@ -70,8 +87,8 @@ class SequenceTimes:
 class OutputStream(Protocol):
     """Outputs of requests that were submitted together, in the order in which steps produced them.
 
-    Iteration ends after each request has had its last output. `aclose` aborts what is unfinished; it is safe to call
-    twice, and must be called on every path.
+    Iteration ends after each request has had its last output, and when the stream is closed. `aclose` aborts what is
+    unfinished; it is safe to call twice, also while somebody iterates, and must be called on every path.
     """
 
     @property
@@ -103,11 +120,19 @@ class Engine(Protocol):
     def last_progress_s(self) -> float:
         """Seconds for which the engine has owed an answer, or a sign of loading; 0 while it owes none."""
 
-    async def submit(self, requests: Sequence[Request]) -> OutputStream:
-        """Admits all of `requests` or none.
+    @property
+    def expected_wait_s(self) -> float | None:
+        """Seconds until the last of those that wait now has its first step; None if nobody knows."""
+
+    def check_room(self, client_id: str, num_sequences: int, terms: Terms) -> None:
+        """Refuses what `submit` would refuse as things stand, before anything has been spent on it. Raises the same."""
+
+    async def submit(self, requests: Sequence[Request], terms: Terms = NO_TERMS) -> OutputStream:
+        """Admits all of `requests`, which are one client's, or none.
 
         Raises:
             QueueFullError: the bounded queue has no room for all of them.
+            TooManySequencesError: it never will have.
             EngineUnavailableError: not READY, or draining.
         """
 

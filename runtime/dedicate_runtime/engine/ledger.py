@@ -7,17 +7,21 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from random import Random
 from typing import TYPE_CHECKING
 
+from dedicate_runtime.engine.admission import Admission, Asked
+from dedicate_runtime.engine.crowd import Crowd
 from dedicate_runtime.engine.interface import SequenceTimes
+from dedicate_runtime.engine.turnover import TurnoverMeter
 from dedicate_runtime.errors import QueueFullError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from dedicate_runtime.core.config import EngineConfig
     from dedicate_runtime.core.request import Request, RequestId, SequenceOutput
-    from dedicate_runtime.engine.interface import EngineObserver
+    from dedicate_runtime.engine.interface import EngineObserver, Terms
     from dedicate_runtime.engine.streams import GroupStream
 
 
@@ -26,6 +30,7 @@ class _Entry:
     """One sequence. Times are those of `time.monotonic`."""
 
     stream: GroupStream
+    client_id: str
     num_prompt_tokens: int
     submitted_at: float
     started_at: float | None = None
@@ -43,12 +48,20 @@ class _Entry:
 class Ledger:
     """Unfinished sequences, within the limits of a configuration."""
 
-    def __init__(self, config: EngineConfig) -> None:
+    def __init__(
+        self, config: EngineConfig, *, clock: Callable[[], float] = time.monotonic, random: Random | None = None
+    ) -> None:
         self.observer: EngineObserver | None = None
-        self._max_sequences = config.max_sequences
-        self._max_waiting_tokens = config.max_queued_tokens
+        self._clock = clock
+        self._turnover = TurnoverMeter(config.max_num_seqs)
+        # Of no secret: it spreads out who comes back when.
+        self._admission = Admission(config, self._turnover, random or Random())  # noqa: S311
+        self._crowd = Crowd()
         self._entries: dict[RequestId, _Entry] = {}
-        self._num_waiting_tokens = 0
+        # In order of arrival, so the first has waited longest.
+        self._waiting: dict[RequestId, _Entry] = {}
+        self._num_ended = 0
+        """Of those that ran, since the step before."""
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -57,36 +70,65 @@ class Ledger:
     def request_ids(self) -> list[RequestId]:
         return list(self._entries)
 
-    def check_room(self, requests: Sequence[Request]) -> None:
-        """Checks that all of `requests` may be added.
+    @property
+    def expected_wait_s(self) -> float | None:
+        """Seconds until the last of those that wait now has its first step; None if nobody knows."""
+        num_ahead = len(self._waiting) - 1
+        return self._turnover.expect_wait_s(self._clock(), num_ahead=num_ahead, num_running=self._crowd.num_running)
+
+    def check_room(self, asked: Asked) -> None:
+        """Checks that a client's sequences may be added.
 
         Raises:
-            QueueFullError: they exceed the bound for sequences, or the one for waiting prompt tokens. A prompt over
-                the latter is let in while no other waits, or it never would be.
+            QueueFullError: they may not just now, by one of the bounds in `admission`.
+            TooManySequencesError: they never may.
+        """
+        try:
+            self._admission.check(asked, self._crowd, self._clock())
+        except QueueFullError as error:
+            if self.observer is not None:
+                self.observer.observe_refusal(error.reason)
+            raise
+
+    def add(self, requests: Sequence[Request], stream: GroupStream, terms: Terms) -> None:
+        """Adds all of `requests`, which are one client's, or none.
+
+        Raises:
+            QueueFullError, TooManySequencesError: there is no room, as `check_room` says.
             ValueError: an id is that of an unfinished request.
         """
         if any(request.request_id in self._entries for request in requests):
             raise ValueError("a request id is in use")
-        most = self._max_sequences
-        if len(self._entries) + len(requests) > most:
-            raise QueueFullError(f"The queue is full: {len(self._entries)} of {most} sequences are unfinished.")
-        most, num_tokens = self._max_waiting_tokens, _count_tokens(requests)
-        if self._num_waiting_tokens and self._num_waiting_tokens + num_tokens > most:
-            raise QueueFullError(f"The queue is full: {self._num_waiting_tokens} of {most} prompt tokens wait.")
-
-    def add(self, requests: Sequence[Request], stream: GroupStream) -> None:
-        now = time.monotonic()
+        client_id = requests[0].client_id
+        num_tokens = sum(len(request.prompt_token_ids) for request in requests)
+        asked = Asked(client_id=client_id, num_sequences=len(requests), num_tokens=num_tokens, terms=terms)
+        self.check_room(asked)
+        now = self._clock()
+        self._admission.note_admission(asked, self._crowd, now)
         for request in requests:
-            self._entries[request.request_id] = _Entry(stream, len(request.prompt_token_ids), now)
-        self._num_waiting_tokens += _count_tokens(requests)
+            entry = _Entry(stream, client_id, len(request.prompt_token_ids), now)
+            self._entries[request.request_id] = self._waiting[request.request_id] = entry
+            self._crowd.enter(client_id, entry.num_prompt_tokens)
 
-    def note_starts(self, started: Mapping[RequestId, float]) -> None:
+    def take_step(self, started: Mapping[RequestId, float], outputs: Iterable[SequenceOutput]) -> None:
+        """Takes in what a step brought: who left the queue in it, and the outputs, which go to their streams."""
+        self._note_starts(started)
+        num_running = self._crowd.num_running + self._num_ended
+        waiting_since = next((entry.submitted_at for entry in self._waiting.values()), None)
+        for output in outputs:
+            self.deliver(output)
+        self._turnover.note_step(
+            self._clock(), waiting_since=waiting_since, num_running=num_running, num_ended=self._num_ended
+        )
+        self._num_ended = 0
+
+    def _note_starts(self, started: Mapping[RequestId, float]) -> None:
         """Takes sequences out of the queue; those that have ended meanwhile are passed over."""
         for request_id, started_at in started.items():
-            entry = self._entries.get(request_id)
-            if entry is not None and entry.started_at is None:
+            entry = self._waiting.pop(request_id, None)
+            if entry is not None:
                 entry.started_at = started_at
-                self._num_waiting_tokens -= entry.num_prompt_tokens
+                self._crowd.begin(entry.client_id, entry.num_prompt_tokens, is_contended=self._turnover.is_contended)
                 if self.observer is not None:
                     self.observer.observe_queue_time(started_at - entry.submitted_at)
 
@@ -96,7 +138,7 @@ class Ledger:
         if entry is None:
             return
         if entry.first_token_at is None and output.token_ids:
-            entry.first_token_at = time.monotonic()
+            entry.first_token_at = self._clock()
             if entry.started_at is not None and self.observer is not None:
                 self.observer.observe_prefill_time(entry.first_token_at - entry.started_at)
         if output.finish_reason is not None:
@@ -108,14 +150,11 @@ class Ledger:
         entry = self._entries.pop(request_id, None)
         if entry is None:
             return False
-        if entry.started_at is None:
-            self._num_waiting_tokens -= entry.num_prompt_tokens
-        now = time.monotonic()
+        was_waiting = self._waiting.pop(request_id, None) is not None
+        self._crowd.leave(entry.client_id, entry.num_prompt_tokens, is_waiting=was_waiting)
+        self._num_ended += not was_waiting
+        now = self._clock()
         if entry.first_token_at is not None and self.observer is not None:
             self.observer.observe_decode_time(now - entry.first_token_at)
         entry.stream.note_end(entry.times_until(now))
         return True
-
-
-def _count_tokens(requests: Sequence[Request]) -> int:
-    return sum(len(request.prompt_token_ids) for request in requests)

@@ -15,7 +15,7 @@ from collections import deque
 from typing import TYPE_CHECKING
 
 from dedicate_runtime.engine.client import start_engine
-from dedicate_runtime.engine.interface import EngineLoss, EngineState
+from dedicate_runtime.engine.interface import NO_TERMS, EngineLoss, EngineState
 from dedicate_runtime.errors import EngineUnavailableError, ExitCode, StartError
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from dedicate_runtime.core.config import EngineConfig
     from dedicate_runtime.core.request import EngineStats, ModelInfo, Request
     from dedicate_runtime.engine.client import EngineClient
-    from dedicate_runtime.engine.interface import EngineObserver
+    from dedicate_runtime.engine.interface import EngineObserver, Terms
     from dedicate_runtime.engine.streams import GroupStream
 
 _logger = logging.getLogger(__name__)
@@ -34,8 +34,9 @@ RESTART_WINDOW_S = 600.0
 """Losses over `MAX_RESTARTS` in so long a time end the runtime: what kills three engines in a row is not chance, and
 the kubelet's growing pauses are better than a loop of ours. Both arbitrary. Source: docs/contract.md."""
 
-_RELOAD_FACTOR = 2.0
-"""How much longer than the first load a later one may take, and never less than a stall may; arbitrary."""
+_RELOAD_FACTOR = 4.0
+"""How much longer than the first load a later one may take, and never less than a stall may; arbitrary, and generous:
+the machine may be busier than it was, and ending the runtime would only load the model once more."""
 
 _LOOK_INTERVAL_S = 1.0
 """Between two looks at whether the engine still answers."""
@@ -105,11 +106,20 @@ class EngineSupervisor:
         self._load_s = self._load_s or time.monotonic() - self._started_at
         self._has_served = True
 
-    async def submit(self, requests: Sequence[Request]) -> GroupStream:
+    @property
+    def expected_wait_s(self) -> float | None:
+        """Seconds until the last of those that wait now has its first step; None if nobody knows."""
+        return self._client.expected_wait_s
+
+    def check_room(self, client_id: str, num_sequences: int, terms: Terms) -> None:
+        """Refuses what `submit` would refuse as things stand; raises the same."""
+        self._client.check_room(client_id, num_sequences, terms)
+
+    async def submit(self, requests: Sequence[Request], terms: Terms = NO_TERMS) -> GroupStream:
         """Admits all of `requests` or none; raises what `interface.Engine` says."""
         if self.state is EngineState.RESTARTING:
             raise EngineUnavailableError(RESTARTING)
-        return await self._client.submit(requests)
+        return await self._client.submit(requests, terms)
 
     async def wait_lost(self) -> None:
         """Returns once the engine process is dead; one that hangs is killed first. Every stream has ended then."""

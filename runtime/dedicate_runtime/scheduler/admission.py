@@ -1,6 +1,7 @@
 """The queue of sequences that wait for their turn, and who of them may run.
 
-Admission is in order of arrival. One alone lets others pass: who waits for a prefix that a step in flight computes (see
+Admission is in order of rank: turns are shared fairly among clients (see `fairness`), and those of one client come in
+order of arrival. One alone lets others pass: who waits for a prefix that a step in flight computes (see
 `prefix_cache`). It keeps its place and its blocks meanwhile, so that whoever passes takes only what it leaves; it is
 looked at first in every step, and waits for no longer than the step in flight computes what it would else compute
 itself. So being passed costs it nothing, and it cannot starve.
@@ -20,13 +21,13 @@ if TYPE_CHECKING:
     from dedicate_runtime.scheduler.prefix_cache import PrefixCache
 
 
-def get_arrival(sequence: Sequence) -> int:
+def get_rank(sequence: Sequence) -> tuple[int, int]:
     """The order in which sequences are served."""
-    return sequence.arrival
+    return sequence.rank
 
 
 class WaitingQueue:
-    """Sequences in order of arrival. `num_tokens` is what their prompts weigh together."""
+    """Sequences in order of rank. `num_tokens` is what their prompts weigh together."""
 
     def __init__(self) -> None:
         self._sequences: list[Sequence] = []
@@ -42,8 +43,8 @@ class WaitingQueue:
         return self._sequences[index]
 
     def add(self, sequence: Sequence) -> None:
-        """Puts a sequence where its arrival puts it: a new one last, a preempted one before all that came later."""
-        insort(self._sequences, sequence, key=get_arrival)
+        """Puts a sequence where its rank puts it: a preempted one before all that arrived since it began."""
+        insort(self._sequences, sequence, key=get_rank)
         self.num_tokens += sequence.num_prompt_tokens
 
     def remove(self, sequence: Sequence) -> None:
@@ -51,9 +52,9 @@ class WaitingQueue:
         self.num_tokens -= sequence.num_prompt_tokens
 
     def check_integrity(self) -> None:
-        """Asserts that the order is that of arrival and the weight right."""
-        arrivals = [sequence.arrival for sequence in self._sequences]
-        assert arrivals == sorted(set(arrivals)), "waiting sequences are out of order"
+        """Asserts that the order is that of ranks and the weight right."""
+        ranks = [sequence.rank for sequence in self._sequences]
+        assert ranks == sorted(set(ranks)), "waiting sequences are out of order"
         assert self.num_tokens == sum(sequence.num_prompt_tokens for sequence in self._sequences)
 
 
@@ -63,6 +64,8 @@ class Admitted:
 
     sequence: Sequence
     copied_block: int | None
+    is_first: bool
+    """It has not run before."""
 
 
 class Admission:
@@ -123,4 +126,4 @@ class Admission:
         sequence.block_table = shared + blocks.allocate(num_new)
         sequence.num_cached_tokens = sequence.num_fed_tokens = num_cached_tokens
         sequence.num_published_blocks = len(shared)
-        return Admitted(sequence=sequence, copied_block=copied_block)
+        return Admitted(sequence=sequence, copied_block=copied_block, is_first=not sequence.has_been_admitted)

@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from dedicate_runtime.core.sequence import Sequence, SequenceStatus
-from dedicate_runtime.scheduler.admission import Admission, WaitingQueue, get_arrival
+from dedicate_runtime.scheduler.admission import Admission, WaitingQueue, get_rank
+from dedicate_runtime.scheduler.fairness import FairOrder
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -38,7 +39,7 @@ class Flight:
 
 
 class Roster:
-    """Every unfinished sequence. `running` is in order of arrival; read it, change it through the methods alone."""
+    """Every unfinished sequence. `running` is in order of rank; read it, change it through the methods alone."""
 
     def __init__(self, blocks: BlockManager, prefixes: PrefixCache) -> None:
         self._blocks = blocks
@@ -46,6 +47,7 @@ class Roster:
         self._by_id: dict[RequestId, Sequence] = {}
         self._flights: deque[Flight] = deque()
         self._num_arrivals = 0
+        self._fairness = FairOrder()
         self.num_preemptions = 0
         self.running: list[Sequence] = []
         self.waiting = WaitingQueue()
@@ -65,6 +67,7 @@ class Roster:
         sequence = Sequence(request, self._num_arrivals)
         self._num_arrivals += 1
         self._by_id[request.request_id] = sequence
+        self._fairness.enter(sequence)
         self.waiting.add(sequence)
 
     def admit(self, num_places: int) -> Iterator[Admitted]:
@@ -72,7 +75,9 @@ class Roster:
         admission = Admission(self.waiting, self._blocks, self._prefixes, num_places=num_places)
         while (admitted := admission.admit_next(len(self.running))) is not None:
             admitted.sequence.move_to(SequenceStatus.RUNNING)
-            insort(self.running, admitted.sequence, key=get_arrival)
+            if admitted.is_first:
+                self._fairness.begin(admitted.sequence)
+            insort(self.running, admitted.sequence, key=get_rank)
             yield admitted
 
     def give_slot(self, sequence: Sequence) -> bool:
@@ -109,6 +114,7 @@ class Roster:
         else:
             self.waiting.remove(sequence)
         self._release_blocks(sequence)
+        self._fairness.settle(sequence)
         del self._by_id[sequence.request.request_id]
 
     def _release_blocks(self, sequence: Sequence) -> None:
@@ -158,8 +164,9 @@ class Roster:
             assert sequence.status is SequenceStatus.WAITING, sequence
             assert not sequence.block_table, sequence
             assert sequence.num_cached_tokens == sequence.num_fed_tokens == sequence.num_unknown_tokens == 0, sequence
-        arrivals = [sequence.arrival for sequence in self.running]
-        assert arrivals == sorted(set(arrivals)), "running sequences are out of order"
+        ranks = [sequence.rank for sequence in self.running]
+        assert ranks == sorted(set(ranks)), "running sequences are out of order"
+        self._fairness.check_integrity(self._by_id.values())
         unfinished = [sequence.request.request_id for sequence in (*self.running, *self.waiting)]
         assert len(unfinished) == len(self._by_id), "a sequence is in two places"
         assert set(unfinished) == set(self._by_id), "a sequence is lost"

@@ -6,11 +6,15 @@ Rules, in the order in which they apply to a step:
    token, the youngest running sequence is preempted: it gives its blocks back and computes its tokens again later, as
    far as nobody else took the blocks meanwhile.
 2. Running sequences whose prompt is not through yet take what `budget` gives them of the rest, oldest first, in chunks.
-3. Waiting sequences are admitted in order of arrival while budget, places and blocks last. The first that does not fit
-   stops the admission, so none is overtaken; `admission` names the one exception, which costs nobody anything.
+3. Waiting sequences are admitted oldest first while budget, places and blocks last. The first that does not fit stops
+   the admission, so none is overtaken; `admission` names the one exception, which costs nobody anything.
+
+Old and young are meant by rank: turns are shared fairly among clients, and those of one client follow their arrival
+(see `fairness`). Whoever arrives is younger than all who have begun.
 
 Why every request ends: blocks only ever go from younger sequences to older ones and the cache holds at least one
-sequence of full length, so the oldest always gets on; and each sequence has a length limit.
+sequence of full length, so the oldest always gets on; each sequence has a length limit; and of those that arrive later
+only so many become older as there are clients, and each client only until it has had its share.
 
 One step may be scheduled while the one before is still in flight. It feeds tokens that are not known yet (`fed_by`) and
 takes for granted that no sequence ends there except by length; rows of those that did are passed over when their result

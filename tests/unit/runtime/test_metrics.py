@@ -6,11 +6,12 @@ import re
 from pathlib import Path
 
 import pytest
-from prometheus_client import CollectorRegistry
+from prometheus_client import CollectorRegistry, Histogram, generate_latest
 
 from dedicate_runtime.core.request import EngineStats
 from dedicate_runtime.engine.interface import EngineLoss, StepKind
-from dedicate_runtime.metrics import Metrics
+from dedicate_runtime.errors import RefusalReason
+from dedicate_runtime.metrics import _TOKEN_BUCKETS, Metrics
 
 API = Path(__file__).parents[3] / "docs" / "api.md"
 STATS = EngineStats(
@@ -66,6 +67,7 @@ def test_observations_go_where_they_belong(metrics):
     metrics.observe_prefill_time(2.0)
     metrics.observe_decode_time(3.0)
     metrics.observe_loss(EngineLoss.HUNG)
+    metrics.observe_refusal(RefusalReason.QUEUE_TIME)
     assert value(metrics, "step_seconds_sum", kind="decode") == 0.02
     assert value(metrics, "step_seconds_sum", kind="prefill") == 0.2
     assert value(metrics, "request_queue_time_seconds_sum") == 1.0
@@ -73,6 +75,16 @@ def test_observations_go_where_they_belong(metrics):
     assert value(metrics, "request_decode_time_seconds_sum") == 3.0
     assert value(metrics, "engine_restarts_total", cause="hung") == 1
     assert value(metrics, "engine_restarts_total", cause="died") == 0
+    refused = {reason: value(metrics, "requests_refused_total", reason=reason.value) for reason in RefusalReason}
+    assert refused == {reason: float(reason is RefusalReason.QUEUE_TIME) for reason in RefusalReason}
+
+
+def test_length_of_the_queue_is_told_when_it_is_known(metrics):
+    expected = [None, 2.5]
+    metrics.watch_queue(lambda: expected[0])
+    assert value(metrics, "expected_queue_time_seconds") is None
+    expected.pop(0)
+    assert value(metrics, "expected_queue_time_seconds") == 2.5
 
 
 def test_what_others_count_is_read_when_asked_for(metrics):
@@ -118,6 +130,7 @@ def test_request_without_tokens_has_no_length_and_no_latency(metrics):
 
 def test_all_are_listed_in_the_documents(metrics):
     metrics.watch_engine(lambda: STATS)
+    metrics.watch_queue(lambda: 0.0)
     metrics.watch_log(lambda: 0)
     metrics.watch_traces(lambda: 0, lambda: 0)
     told = API.read_text().split("## Metrics")[1]
@@ -125,3 +138,21 @@ def test_all_are_listed_in_the_documents(metrics):
     listed |= {f"dedicate_kv_cache{suffix}" for suffix in re.findall(r"`(_[a-z]+_blocks)`", told)}
     offered = {metric.name for metric in metrics.registry.collect() if not metric.name.startswith("dedicate_process_")}
     assert offered == listed
+
+
+def test_inter_token_latency_counts_as_the_librarys_histogram_does(metrics):
+    """It is ours for speed alone: a scrape shows the same lines, for values on, between and beyond the bounds."""
+    name, theirs = "dedicate_inter_token_latency_seconds", CollectorRegistry()
+    histogram = Histogram(name, "Time", buckets=_TOKEN_BUCKETS, registry=theirs)
+    for seconds in (0.0, 0.001, 0.0011, 0.03, 4.9, 5, 70):
+        histogram.observe(seconds)
+        metrics.observe_tokens(2, 2 * seconds)
+
+    def samples(registry):
+        text = generate_latest(registry).decode()
+        return [
+            line for line in text.splitlines() if line.startswith((f"{name}_bucket", f"{name}_sum", f"{name}_count"))
+        ]
+
+    assert samples(metrics.registry) == samples(theirs)
+    assert len(samples(theirs)) == len(_TOKEN_BUCKETS) + 3

@@ -88,12 +88,13 @@ class FakeStream:
     async def __aiter__(self):
         pending = {request.request_id: self._engine.outputs_for(request) for request in self._requests}
         step = 0
-        while pending:
+        while pending and not self.is_closed:
             for request_id, outputs in list(pending.items()):
                 await asyncio.sleep(0)
                 if self._engine.script.hang_after is not None and step >= self._engine.script.hang_after:
                     self._engine.is_hanging.set()
-                    await asyncio.Event().wait()
+                    await self._engine.closed.wait()
+                    return
                 if request_id in self._engine.aborted:
                     del pending[request_id]
                     continue
@@ -125,6 +126,8 @@ class FakeEngine:
     streams: list = field(default_factory=list)
     aborted: list = field(default_factory=list)
     last_progress_s: float = 0.0
+    knocks: list = field(default_factory=list)
+    refusal: Exception | None = None
     on_failure: Callable[[], None] = lambda: None
     is_hanging: asyncio.Event = field(default_factory=asyncio.Event)
     closed: asyncio.Event = field(default_factory=asyncio.Event)
@@ -143,9 +146,16 @@ class FakeEngine:
             last_step_s=0.5,
         )
 
-    async def submit(self, requests):
+    expected_wait_s = None
+
+    def check_room(self, client_id, num_sequences, terms):
+        self.knocks.append((client_id, num_sequences, terms))
+        if self.refusal is not None:
+            raise self.refusal
+
+    async def submit(self, requests, terms):
         if self.script.queue_full:
-            raise QueueFullError("full")
+            raise QueueFullError("full", retry_after_s=2.5)
         if self.state is not EngineState.READY:
             raise EngineUnavailableError("not ready")
         self.requests.extend(requests)
@@ -271,6 +281,7 @@ def make_api(model_folder, keys_dir):
         limits=None,
         clock=time.monotonic_ns,
         tracer=None,
+        make_engine=FakeEngine,
     ):
         settings = parse_settings(
             [
@@ -290,7 +301,7 @@ def make_api(model_folder, keys_dir):
             num_kv_blocks=4,
             block_size=16,
         )
-        engine = FakeEngine(info, tokenizer)
+        engine = make_engine(info, tokenizer)
         readiness = Readiness(engine, stall_s=STALL_S)
         if serving:
             readiness.start_serving(load_served_model(info, settings))
@@ -305,6 +316,7 @@ def make_api(model_folder, keys_dir):
             usage=UsageBook(since=STARTED_AT),
             metrics=metrics,
             dedicate="unit",
+            request_timeout_s=settings.request_timeout_seconds,
             tracer=tracer,
             logs_prompts=settings.log_prompts,
         )

@@ -112,7 +112,7 @@ async def test_errors_failed_step_is_500_and_frees_the_others(api):
 
 
 async def test_errors_unexpected_fault_is_500_in_the_envelope(api, monkeypatch, caplog):
-    async def break_down(_requests):
+    async def break_down(*_):
         raise ZeroDivisionError("secret detail")
 
     monkeypatch.setattr(api.engine, "submit", break_down)

@@ -311,7 +311,7 @@ async def meet_an_unexpected_fault(api):
 
         async def aclose(self): ...
 
-    async def submit(requests):
+    async def submit(requests, terms):
         return Broken()
 
     api.engine.submit = submit
@@ -370,9 +370,9 @@ async def test_a_crowd_never_has_more_places_than_there_are(limited):
     """Whole answers, streams, faults and clients that leave, all at once, again and again."""
     submit, most_running = limited.engine.submit, []
 
-    async def count_and_submit(requests):
+    async def count_and_submit(requests, terms):
         most_running.append(limited.limiter.account_of("alice").num_running)
-        return await submit(requests)
+        return await submit(requests, terms)
 
     async def ask(number):
         wire = Wire(stream=number % 2 == 0, max_tokens=1 + number % 9)

@@ -313,6 +313,23 @@ async def test_no_comment_while_something_is_being_sent():
         wire.gone.set()
 
 
+async def test_no_comment_after_the_end():
+    """The stream ends between the look that finds it silent and the comment."""
+    wire, clock, more = Wire(), Clock(), asyncio.Event()
+    watch = StreamWatch(clock=clock)
+
+    async def frames():
+        await more.wait()
+        yield b"data: x\n\n"
+
+    async with serving(frames(), wire, watch):
+        await wire.wait_until(lambda: wire.sent)
+        clock.now += 20
+        more.set()
+        watch.look()
+    assert wire.bodies == [b"data: x\n\n", b""]
+
+
 async def test_reader_that_takes_nothing_for_too_long_is_given_up():
     wire, clock, more, ended = Wire(), Clock(), asyncio.Event(), asyncio.Event()
     watch = StreamWatch(clock=clock, stalled_reader_s=60)

@@ -21,8 +21,15 @@ from dedicate_runtime.core.request import (
 )
 from dedicate_runtime.engine import wire
 from dedicate_runtime.engine.client import ENGINE_DIED, SHUTTING_DOWN, EngineClient
-from dedicate_runtime.engine.interface import EngineState
-from dedicate_runtime.errors import EngineUnavailableError, ExitCode, QueueFullError, StartError
+from dedicate_runtime.engine.interface import NO_TERMS, EngineState
+from dedicate_runtime.errors import (
+    EngineUnavailableError,
+    ExitCode,
+    QueueFullError,
+    RefusalReason,
+    StartError,
+    TooManySequencesError,
+)
 
 CONFIG = EngineConfig(
     model="/models/none",
@@ -311,6 +318,47 @@ async def test_abort_of_the_last_sequence_ends_the_iteration(ready):
     await asyncio.sleep(0)
     await stream.abort(RequestId("a"))
     assert await reading == []
+
+
+async def test_closing_a_stream_ends_the_iteration(ready):
+    client, _ = ready
+    stream = await client.submit([make_request("a"), make_request("b")])
+    reading = asyncio.create_task(collect(stream))
+    await asyncio.sleep(0)
+    await stream.aclose()
+    assert await reading == []
+
+
+class Refusals:
+    """An observer of refusals alone."""
+
+    def __init__(self):
+        self.reasons = []
+
+    def observe_refusal(self, reason):
+        self.reasons.append(reason)
+
+
+async def test_refusals_are_told_once_each_before_and_at_submission(ready):
+    client, _ = ready
+    observer = Refusals()
+    client.tell(observer)
+    client.check_room("", 3, NO_TERMS)
+    await client.submit([make_request("a"), make_request("b")])
+    with pytest.raises(QueueFullError):
+        client.check_room("", 2, NO_TERMS)
+    with pytest.raises(QueueFullError):
+        await client.submit([make_request("c", prompt=(1, 2, 3))])
+    assert observer.reasons == [RefusalReason.QUEUE_FULL, RefusalReason.QUEUE_TOKENS]
+    with pytest.raises(TooManySequencesError, match="At most 3"):
+        client.check_room("", 4, NO_TERMS)
+
+
+async def test_wait_is_expected_only_when_it_can_be_told(ready):
+    client, _ = ready
+    assert client.expected_wait_s == 0.0
+    await client.submit([make_request(name) for name in "abc"])
+    assert client.expected_wait_s is None
 
 
 async def test_dead_engine_fails_every_stream_and_every_submission(ready):

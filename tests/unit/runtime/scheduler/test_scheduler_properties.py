@@ -3,7 +3,8 @@
 The model is a table of slots: a row writes its tokens into the slots of its blocks and the next token is a checksum of
 what the slots of the whole sequence then hold. A block that two sequences share by mistake, a token that is skipped or
 computed at a wrong position, a prefix that is not what it is taken for changes the output, and the output is compared
-with what the request gives on its own. Prompts are cut from few texts, so that prefixes are shared all the time.
+with what the request gives on its own. Prompts are cut from few texts, so that prefixes are shared all the time, and
+come from few clients, whose shares `check_integrity` looks after.
 """
 
 from __future__ import annotations
@@ -111,6 +112,7 @@ requests_drawn = st.lists(
         st.sampled_from([8, 6, 4, 12, 10, 2, 1, 0]),
         st.booleans(),
         st.sampled_from([{}, {}, {}, {"repetition_penalty": 1.1}, {"prompt_logprobs": True, "num_logprobs": 0}]),
+        st.sampled_from(["", "a", "b"]),
     ),
     min_size=1,
     max_size=5,
@@ -173,7 +175,7 @@ class SchedulerMachine(RuleBasedStateMachine):
     @rule(target=requests, drawn=requests_drawn)
     def add(self, drawn):
         group = []
-        for text, prompt_len, max_tokens, may_stop, sampling in drawn:
+        for text, prompt_len, max_tokens, may_stop, sampling, client_id in drawn:
             self.num_made += 1
             group.append(
                 Request(
@@ -182,6 +184,7 @@ class SchedulerMachine(RuleBasedStateMachine):
                     sampling=SamplingParams(
                         max_tokens=max_tokens, end_ids=frozenset({END_ID}) if may_stop else frozenset(), **sampling
                     ),
+                    client_id=client_id,
                 )
             )
         may_fit = len(self.unfinished) + len(group) <= self.limits.max_sequences
@@ -349,7 +352,8 @@ def test_long_run_under_load_keeps_the_same_promises(seed):
     for _ in range(300):
         sampling = random.choice([{}, {}, {}, {}, {"repetition_penalty": 1.1}, {"prompt_logprobs": True}])
         text = random.choice(TEXTS)
-        machine.add([(text, random.choice([3, 4, 8, 8, 11]), random.randint(0, 12), random.random() < 0.5, sampling)])
+        prompt_len, max_tokens, may_stop = random.choice([3, 4, 8, 8, 11]), random.randint(0, 12), random.random() < 0.5
+        machine.add([(text, prompt_len, max_tokens, may_stop, sampling, random.choice("aaab"))])
         machine.steps(random.choice([None, StepCosts(decode_s=1.0, prefill_token_s=0.2)]), 1)
         if machine.unfinished and random.random() < 0.05:
             machine.abort(random.choice(sorted(machine.unfinished)))
