@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from transformers import LlamaConfig, Qwen3Config
 
+from bench.gpu.interpreter import products_in_one_order
 from bench.gpu.subject import BLOCK_SIZE, Subject, make_model, make_reference, make_requests, make_subject
 from dedicate_runtime.core.batch import ScheduledBatch, ScheduledRow
 from dedicate_runtime.core.request import Request, RequestId, SamplingParams
@@ -269,7 +270,7 @@ def check_fixed_shapes(device: torch.device, sizes: Sizes) -> str:
     window = 64 if sizes is ON_DEVICE else 16
     runner = FixedShapeRunner(model, cache, TritonAttentionFactory(cache), device=device, window_tokens=window)
     tokens = tuple(range(3, 53))
-    with torch.inference_mode():
+    with torch.inference_mode(), products_in_one_order(device):
         whole = ScheduledBatch(rows=(_make_row(0, tokens, 0, (1, 2, 3, 4)),), num_decode_rows=0)
         alone = runner.compute_logits(whole, range(50))
         parts = []

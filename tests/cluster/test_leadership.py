@@ -182,9 +182,10 @@ def test_severed_leader_stops_and_the_other_takes_over(operators, kubeconfigs, n
 def test_deleted_lease_makes_no_second_leader(pair, namespace, admin):
     admin.delete(f"{LEASES}/{LEASE}")
     eventually(lambda: lease(admin) and lease(admin)["spec"]["holderIdentity"] == "unknown")
+    # The leader may go on with what is left of its term; nobody else leads before that, as the audit log is to show.
     namespace.apply("chat")
+    eventually(lambda: lease(admin)["spec"]["holderIdentity"] not in {"", "unknown"}, KILLED_S)
     eventually(lambda: namespace.deployment("chat"), KILLED_S)
-    assert lease(admin)["spec"]["holderIdentity"] not in {"", "unknown"}
 
 
 def test_stolen_lease_is_respected_until_it_runs_out(pair, namespace, admin):

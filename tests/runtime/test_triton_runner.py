@@ -7,13 +7,12 @@ from __future__ import annotations
 from dataclasses import replace
 from functools import partial
 
-import numpy as np
 import pytest
 import torch
 import triton.language as tl
 from transformers import AutoModelForCausalLM, Gemma2Config, LlamaConfig
-from triton.runtime import interpreter
 
+from bench.gpu.interpreter import products_in_one_order
 from dedicate_runtime.core.batch import BlockCopy, ScheduledBatch, ScheduledRow, TokenHistory
 from dedicate_runtime.core.request import RequestId, SamplingParams
 from dedicate_runtime.worker.attention import IMPLEMENTATION, TorchPagedAttention, register_attention
@@ -274,24 +273,6 @@ def test_row_of_no_numbers_fails_alone(model, runner):
     assert results[0].token_id is not None
 
 
-@pytest.fixture
-def fixed_order_products(monkeypatch):
-    """Sum the interpreter's products in one order for each element.
-
-    A device's tile does so. The interpreter's are NumPy's, and the last bits of OpenBLAS depend, on some processors, on
-    the row in which a vector stands.
-    """
-    if DEVICE.type == "cuda":
-        return
-
-    def create_dot(_, a, b, d, input_precision, max_num_imprecise_acc):
-        product = np.einsum("ij,jk->ik", a.data, b.data, dtype=d.data.dtype)
-        return interpreter.TensorHandle(product + d.data, d.dtype.scalar)
-
-    monkeypatch.setattr(interpreter.InterpreterBuilder, "create_dot", create_dot)
-
-
-@pytest.mark.usefixtures("fixed_order_products")
 def test_fixed_shapes_give_the_same_bits_in_any_company_and_any_chunks(model):
     def make_runner():
         cache = make_cache(CudaKVCache)
@@ -300,7 +281,7 @@ def test_fixed_shapes_give_the_same_bits_in_any_company_and_any_chunks(model):
     sequences = Sequences(PROMPTS, NARROW)
     length = len(PROMPTS[3])
     alone = make_runner()
-    with torch.inference_mode():
+    with torch.inference_mode(), products_in_one_order(DEVICE):
         whole = ScheduledBatch(rows=(sequences.row(3, 0, length, num_outputs=0),), num_decode_rows=0)
         expected = alone.compute_logits(whole, range(length))
         crowded = make_runner()
