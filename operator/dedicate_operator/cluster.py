@@ -27,6 +27,8 @@ from dedicate_operator.identity import Key
 from dedicate_operator.kinds import ENDPOINT, EVENT, LEASE, SECRET, Json, Kind, kind_of
 from dedicate_operator.leadership import TRANSIT_S
 
+# Stages as the HTTP client's `trace` extension names them.
+_BEFORE_SENDING = frozenset({"http11.send_request_headers.started", "http11.send_request_body.started"})
 _REQUEST_TIMEOUT = httpx2.Timeout(15.0, connect=5.0)
 # The API server sends a bookmark about once a minute of kinds that change at all.
 _WATCH_TIMEOUT = httpx2.Timeout(15.0, connect=5.0, read=90.0)
@@ -253,8 +255,10 @@ class Cluster:
             headers=headers,
         )
 
-    async def _open(self, request: BasicRequest, *, stream: bool = False) -> httpx2.Response:
+    async def _open(self, request: BasicRequest, *, stream: bool = False, is_fenced: bool = False) -> httpx2.Response:
         built = self._client.build_adapter_request(request)
+        if is_fenced:
+            built.extensions["trace"] = self._check_before_sending
         response: httpx2.Response = await self._client.send(built, stream=stream)  # type: ignore[no-untyped-call]
         return response
 
@@ -262,11 +266,16 @@ class Cluster:
         """Send what changes something, for as long as this process leads; the API server is told how long that is."""
         async with self._fence.hold() as left_s:
             request.params["timeout"] = f"{left_s:.3f}s"
-            return await self._send(request)
+            return await self._send(request, is_fenced=True)
 
-    async def _send(self, request: BasicRequest) -> Json:
+    async def _check_before_sending(self, event: str, _: Json) -> None:
+        """Called by the HTTP client, at each stage of a request; head and body leave one after the other."""
+        if event in _BEFORE_SENDING:
+            self._fence.check()
+
+    async def _send(self, request: BasicRequest, *, is_fenced: bool = False) -> Json:
         try:
-            response = await self._open(request)
+            response = await self._open(request, is_fenced=is_fenced)
         except httpx2.HTTPError as error:
             raise ClusterError(f"{request.method} {request.url}: {error!r}") from error
         if response.is_error:

@@ -43,6 +43,15 @@ class Fence:
                 if not running.expired():
                     running.reschedule(asyncio.get_running_loop().time())
 
+    def check(self) -> None:
+        """Look once more, as bytes of a write are about to leave: the process may have been stopped since it began.
+
+        Raises:
+            NotLeaderError: the time is over.
+        """
+        if self._clock() >= self._until:
+            raise NotLeaderError("no longer the leader: a write was given up before it was sent")
+
     async def drain(self, timeout_s: float) -> bool:
         """Let no write begin any more, and wait for those under way.
 
