@@ -98,7 +98,9 @@ class Cluster:
                     release(self.paths)
 
     def _end_keeper(self) -> None:
-        os.kill(int(self.paths.lock.read_text()), signal.SIGTERM)
+        holder = self.paths.lock.read_text()
+        if holder:  # else it is just coming or going
+            os.kill(int(holder), signal.SIGTERM)
         deadline = time.monotonic() + _DOWN_DEADLINE_S
         while self.is_up():
             if time.monotonic() > deadline:
