@@ -274,13 +274,15 @@ async def step_until(live, runner, condition):
     while not condition():
         seen = live.engine.stats
         runner.passes.release()
-        await wait_for(lambda seen=seen: live.engine.stats is not seen)
+        # Who answered its last request steps no more, so the condition itself is waited for, too.
+        await wait_for(lambda seen=seen: live.engine.stats is not seen or condition())
     return live.engine.stats.num_steps - num_steps
 
 
 LONG = {"max_tokens": 60, "ignore_eos": True}
-MAX_STEPS = 2
-"""The step that is running when the abort is sent, and the one that may begin before it arrives."""
+MAX_STEPS = 4
+"""The step that is running when the abort is sent, the one that may begin before it arrives, and two for the thread
+that hands it on, which a busy machine may let wait. Far from the sixty that the sequence would take."""
 
 
 async def test_running_sequence_is_free_a_step_after_its_deadline(live, runner):
