@@ -42,9 +42,27 @@ async def requests():
     return []
 
 
+class Clock:
+    """Stands at 100 s for so many looks, as long as it is told any, and at 200 s from then on."""
+
+    def __init__(self):
+        self.num_looks = None
+
+    def __call__(self):
+        if self.num_looks is None:
+            return 100.0
+        self.num_looks -= 1
+        return 100.0 if self.num_looks >= 0 else 200.0
+
+
 @pytest.fixture
-def fence():
-    return Fence(lambda: 100.0)
+def clock():
+    return Clock()
+
+
+@pytest.fixture
+def fence(clock):
+    return Fence(clock)
 
 
 @pytest.fixture
@@ -85,6 +103,18 @@ async def test_the_api_server_is_told_for_how_long_a_write_may_take(name, cluste
     await WRITES[name](cluster)
     (request,) = requests
     assert request.query["timeout"] == "7.500s"
+
+
+@pytest.mark.parametrize("name", WRITES)
+@pytest.mark.parametrize("num_looks", [1, 2], ids=["before its head", "before its body"])
+async def test_write_of_a_process_that_was_stopped_is_given_up(num_looks, name, cluster, requests, fence, clock):
+    fence.move(107.5)
+    clock.num_looks = num_looks
+    with pytest.raises(NotLeaderError, match="before it was sent"):
+        await WRITES[name](cluster)
+    assert clock.num_looks == -1
+    if num_looks == 1:
+        assert requests == []
 
 
 @pytest.mark.parametrize("name", OTHERS)
