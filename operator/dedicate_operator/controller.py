@@ -1,8 +1,7 @@
 """The running operator: watches fill the store, changes fill the queue, and the leader's workers reconcile.
 
-Endpoints arrive from kopf's watch (`observe_endpoint`), children from our own, which select by label on the server.
-kopf does not say which endpoints vanished while its stream was cut, so they are listed anew now and then: once before
-any work is done, because who owns a path can be told only with all endpoints known, and later as an audit.
+Endpoints and children arrive from watches alike; those of children select by label on the server. No work is done
+before each has been listed once, because who owns a path can be told only with all endpoints known.
 
 All of it goes on in a standby, too, but for the workers: it takes over with a store that is warm.
 """
@@ -24,6 +23,7 @@ from dedicate_operator.fence import Fence, read_clock
 from dedicate_operator.identity import Key
 from dedicate_operator.kinds import ENDPOINT, WATCHED, Json, Kind
 from dedicate_operator.leadership import RENEW_PERIOD_S, Candidate
+from dedicate_operator.names import CHILDREN_SELECTOR
 from dedicate_operator.reconcile import Reconciler
 from dedicate_operator.settings import Settings
 from dedicate_operator.store import Store, key_of
@@ -34,7 +34,6 @@ _LOG = logging.getLogger(__name__)
 
 _NUM_WORKERS = 8
 _RECONCILE_DEADLINE_S = 60.0
-_RESYNC_PERIOD_S = 300.0
 # Longer than any deadline of ours: what lasts longer hangs.
 _HANG_S = 180.0
 # After an interruption the API server is asked again soon: a storm's end must be noticed within 10 s.
@@ -54,13 +53,14 @@ class Controller:
             Watcher(
                 kind,
                 namespace,
+                labels=None if kind == ENDPOINT else CHILDREN_SELECTOR,
                 source=cluster,
                 sink=self,
                 clock=time.monotonic,
                 random=random.random,
                 backoff=_BACKOFF,
             )
-            for kind in WATCHED
+            for kind in (ENDPOINT, *WATCHED)
             for namespace in self._namespaces
         ]
         lease = Key(settings.lease_namespace or cluster.namespace, settings.lease_name)
@@ -80,7 +80,7 @@ class Controller:
     def start(self) -> None:
         for watcher in self._watchers:
             self._spawn(watcher.run(), f"watch {watcher.kind} in {watcher.namespace or 'all namespaces'}")
-        self._spawn(self._run(), "resync")
+        self._spawn(self._run(), "election")
 
     async def stop(self) -> None:
         """End every task, hand over to a standby, and close every connection."""
@@ -117,21 +117,22 @@ class Controller:
             return "a reconcile hangs"
         return None
 
-    def observe_endpoint(self, type_: str | None, resource: Json) -> None:
-        """Take note of a change that kopf's watch saw; type None is an item of its initial list."""
-        if type_ == "DELETED":
+    def replace(self, kind: Kind, namespace: str | None, objects: list[Json], version: str) -> None:
+        if kind == ENDPOINT:
+            self._enqueue(self._store.replace_endpoints(namespace, objects, version))
+        else:
+            self._enqueue(self._store.replace_children(kind, namespace, objects, version))
+
+    def put(self, kind: Kind, resource: Json) -> None:
+        is_endpoint = kind == ENDPOINT
+        self._enqueue(self._store.put_endpoint(resource) if is_endpoint else self._store.put_child(kind, resource))
+
+    def remove(self, kind: Kind, resource: Json) -> None:
+        self._store.bury(resource)
+        if kind == ENDPOINT:
             self._enqueue(self._store.remove_endpoint(key_of(resource), resource["metadata"]["uid"]))
         else:
-            self._enqueue(self._store.put_endpoint(resource))
-
-    def replace_children(self, kind: Kind, namespace: str | None, children: list[Json], version: str) -> None:
-        self._enqueue(self._store.replace_children(kind, namespace, children, version))
-
-    def put_child(self, kind: Kind, child: Json) -> None:
-        self._enqueue(self._store.put_child(kind, child))
-
-    def remove_child(self, kind: Kind, child: Json) -> None:
-        self._enqueue(self._store.remove_child(kind, child))
+            self._enqueue(self._store.remove_child(kind, resource))
 
     def _enqueue(self, keys: Iterable[Key]) -> None:
         for key in sorted(keys):
@@ -143,15 +144,11 @@ class Controller:
         self._tasks.append(task)
 
     async def _run(self) -> None:
-        await self.resync()
         for watcher in self._watchers:
             await watcher.synced.wait()
         self._is_synced = True
         _LOG.info("synced", extra={"endpoints": len(self._store.keys())})
-        self._spawn(self._election.run(), "election")
-        while True:
-            await asyncio.sleep(_RESYNC_PERIOD_S)
-            await self.resync()
+        await self._election.run()
 
     async def _lead(self) -> None:
         """Work on every endpoint once, then on whatever changes, until cancelled."""
@@ -189,7 +186,10 @@ class Controller:
             except (ClusterError, TimeoutError) as error:
                 at_least_s = (error.retry_after_s if isinstance(error, ClusterError) else None) or 0.0
                 delay_s = self._queue.retry(key, at_least_s)
-                _LOG.warning(
+                # That somebody else was quicker is in the order of things.
+                is_overtaken = isinstance(error, ClusterError) and error.is_conflict
+                _LOG.log(
+                    logging.INFO if is_overtaken else logging.WARNING,
                     "reconcile failed",
                     extra={"endpoint": str(key), "error": str(error) or "deadline exceeded", "retry_in_s": delay_s},
                 )

@@ -1,8 +1,8 @@
-"""Where kopf and the operator meet: its life cycle and its watch of the custom resources.
+"""Where kopf and the operator meet: its life cycle.
 
-kopf only tells that something changed: no finalizers, no annotations, no state of its own on the objects. Everything
-else is level-based and lives in `controller`. Works under `python -m dedicate_operator` and under `kopf run -m`
-alike.
+kopf starts and stops the operator, on signals as well, and refuses to start one that cannot work. It watches nothing
+and keeps no state on the objects (ADR 7): everything else is level-based and lives in `controller`. Works under
+`python -m dedicate_operator` and under `kopf run -m` alike.
 """
 
 from __future__ import annotations
@@ -14,17 +14,12 @@ from typing import Any
 
 import kopf
 
-from dedicate_operator import names
 from dedicate_operator.cluster import Cluster
 from dedicate_operator.controller import Controller
 from dedicate_operator.errors import OperatorError
 from dedicate_operator.fence import Fence, read_clock
 from dedicate_operator.health import HealthServer
 from dedicate_operator.settings import Settings
-
-# kopf ends the operator when a request fails more often than this in a row; an outage of the API server for a day is
-# waited out instead.
-_PATIENCE = (0.5, 1, 2, *(3,) * 28_800)
 
 
 @kopf.on.startup()
@@ -37,10 +32,6 @@ async def start(settings: kopf.OperatorSettings, memo: kopf.Memo, **_: Any) -> N
     settings.posting.enabled = False
     settings.scanning.disabled = True
     settings.peering.standalone = True
-    settings.networking.error_backoffs = _PATIENCE
-    settings.networking.connect_timeout = 5
-    settings.networking.request_timeout = 30
-    settings.watching.server_timeout = 300
     settings.queueing.exit_timeout = 1
     try:
         environment = Settings.from_environment(os.environ)
@@ -67,9 +58,3 @@ async def stop(memo: kopf.Memo, **_: Any) -> None:
         await memo.controller.stop()
     if "health" in memo:
         await memo.health.stop()
-
-
-@kopf.on.event(names.GROUP, names.VERSION, names.PLURAL)
-async def observe(event: kopf.RawEvent, memo: kopf.Memo, **_: Any) -> None:
-    """Hand the object over as it came."""
-    memo.controller.observe_endpoint(event["type"], dict(event["object"]))

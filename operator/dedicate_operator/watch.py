@@ -15,7 +15,6 @@ from typing import Protocol
 from dedicate_operator.cluster import ResourceList, WatchEvent
 from dedicate_operator.errors import ClusterError
 from dedicate_operator.kinds import Json, Kind
-from dedicate_operator.names import CHILDREN_SELECTOR
 from dedicate_operator.workqueue import Backoff
 
 _LOG = logging.getLogger(__name__)
@@ -36,21 +35,22 @@ class Source(Protocol):
 class Sink(Protocol):
     """Where objects go to."""
 
-    def replace_children(self, kind: Kind, namespace: str | None, children: list[Json], version: str) -> None: ...
+    def replace(self, kind: Kind, namespace: str | None, objects: list[Json], version: str) -> None: ...
 
-    def put_child(self, kind: Kind, child: Json) -> None: ...
+    def put(self, kind: Kind, resource: Json) -> None: ...
 
-    def remove_child(self, kind: Kind, child: Json) -> None: ...
+    def remove(self, kind: Kind, resource: Json) -> None: ...
 
 
 class Watcher:
-    """Follows the operator's children of one kind, in one namespace or in all."""
+    """Follows the objects of one kind that a label selector names, or all of them, in one namespace or in all."""
 
     def __init__(
         self,
         kind: Kind,
         namespace: str | None,
         *,
+        labels: str | None,
         source: Source,
         sink: Sink,
         clock: Callable[[], float],
@@ -59,6 +59,7 @@ class Watcher:
     ) -> None:
         self.kind = kind
         self.namespace = namespace
+        self._labels = labels
         self._source = source
         self._sink = sink
         self._clock = clock
@@ -86,11 +87,11 @@ class Watcher:
 
     async def _follow(self) -> None:
         if self._version is None:
-            items, version = await self._source.fetch_list(self.kind, self.namespace, labels=CHILDREN_SELECTOR)
-            self._sink.replace_children(self.kind, self.namespace, items, version)
+            items, version = await self._source.fetch_list(self.kind, self.namespace, labels=self._labels)
+            self._sink.replace(self.kind, self.namespace, items, version)
             self._version = version
             self.synced.set()
-        stream = self._source.watch(self.kind, self.namespace, self._version, labels=CHILDREN_SELECTOR)
+        stream = self._source.watch(self.kind, self.namespace, self._version, labels=self._labels)
         started = self._clock()
         async for event in stream:
             self._num_failures = 0
@@ -102,9 +103,9 @@ class Watcher:
 
     def _take(self, event: WatchEvent) -> None:
         if event.type in {"ADDED", "MODIFIED"}:
-            self._sink.put_child(self.kind, event.object)
+            self._sink.put(self.kind, event.object)
         elif event.type == "DELETED":
-            self._sink.remove_child(self.kind, event.object)
+            self._sink.remove(self.kind, event.object)
         self._version = event.object["metadata"]["resourceVersion"]
 
     async def _pause(self, error: ClusterError) -> None:

@@ -43,13 +43,13 @@ class Recorder:
     def __init__(self):
         self.seen: list[tuple] = []
 
-    def replace_children(self, kind, namespace, children, version):
+    def replace(self, kind, namespace, children, version):
         self.seen.append(("replace", [child["metadata"]["name"] for child in children], version))
 
-    def put_child(self, kind, child):
+    def put(self, kind, child):
         self.seen.append(("put", child["metadata"]["name"]))
 
-    def remove_child(self, kind, child):
+    def remove(self, kind, child):
         self.seen.append(("remove", child["metadata"]["name"]))
 
 
@@ -59,6 +59,7 @@ async def follow(server):
     watcher = Watcher(
         SERVICE,
         None,
+        labels="app=chat",
         source=server,
         sink=sink,
         clock=lambda: float(next(ticks)),
