@@ -58,10 +58,10 @@ async def test_first_pass_makes_everything_in_order(world):
     world.add()
     assert await world.reconcile() is None
     assert world.cluster.writes == [
-        ("create", "Secret", "chat-api-keys"),
         ("apply", "Service", "chat"),
         ("apply", "Deployment", "chat"),
         ("apply", "Ingress", "chat"),
+        ("create", "Secret", "chat-api-keys"),
         ("status", "DedicatedEndpoint", "chat"),
     ]
     assert world.cluster.events == [("Normal", "Valid")]
@@ -117,24 +117,23 @@ async def test_nothing_is_made_for_an_endpoint_that_is_gone(world):
     del world.cluster.objects[ENDPOINT, CHAT]
     assert await world.reconcile() is None
     assert world.cluster.writes == []
-    assert world.store.record(CHAT) is None
 
 
 async def test_nothing_is_made_for_an_endpoint_that_is_going(world):
     world.add()
     world.cluster.put(ENDPOINT, custom_resource(deletionTimestamp="x"))
-    await world.reconcile()
+    assert await world.reconcile() is None
     assert world.cluster.writes == []
-    await world.reconcile()
-    assert world.cluster.writes == []
-    assert world.cluster.reads == []
 
 
-async def test_object_of_somebody_else_stops_everything(world):
+async def test_object_of_somebody_else_stops_all_that_would_come_after_it(world):
     world.add()
     world.cluster.put(SERVICE, {"kind": "Service", "metadata": {"namespace": "team", "name": "chat"}})
     assert await world.reconcile() > 0
-    assert world.cluster.writes == [("status", "DedicatedEndpoint", "chat")]
+    assert world.cluster.writes == [
+        ("apply", "Service", "chat"),
+        ("status", "DedicatedEndpoint", "chat"),
+    ]
     assert world.conditions()["Accepted"] == ("False", "NameConflict")
     assert "auth" not in world.store.record(CHAT).status
     del world.cluster.objects[SERVICE, CHAT]
@@ -294,3 +293,24 @@ async def test_ready_pods_are_told(world):
     await world.reconcile()
     assert world.conditions()["Ready"] == ("True", "Serving")
     assert world.store.record(CHAT).status["url"] == "http://192.0.2.1/chat/v1"
+
+
+async def test_child_of_ours_that_the_watch_does_not_show_gets_its_label_back(world):
+    world.add()
+    await world.reconcile()
+    service = world.cluster.objects[SERVICE, CHAT]
+    service["metadata"]["labels"].clear()
+    world.store.bury(service)
+    world.store.remove_child(SERVICE, service)
+    await world.reconcile()
+    assert world.cluster.objects[SERVICE, CHAT]["metadata"]["labels"]
+    assert (SERVICE, "chat") in world.store.observed(CHAT).children
+
+
+async def test_child_that_is_going_is_waited_for(world):
+    world.add()
+    going = {"kind": "Service", "metadata": {"namespace": "team", "name": "chat", "deletionTimestamp": "x"}}
+    world.cluster.put(SERVICE, going)
+    with pytest.raises(ClusterError) as caught:
+        await world.reconcile()
+    assert caught.value.is_conflict
