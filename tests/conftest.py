@@ -6,7 +6,7 @@ from collections import Counter
 
 import pytest
 
-pytest_plugins = ["dev.cluster.pytest_plugin", "dev.live_runtime"]
+pytest_plugins = ["dev.cluster.pytest_plugin", "dev.faults.pytest_plugin", "dev.live_runtime"]
 
 _TIERS = {
     "unit": "pure modules, no cluster",
