@@ -102,6 +102,10 @@ class FaultProxy:
         self._thread.join(timeout=_START_S)
         self._loop.close()
 
+    def call(self, coroutine: Coroutine[Any, Any, ResultT]) -> ResultT:
+        """Run something of a storm's own where storms run."""
+        return self._call(coroutine)
+
     def _call(self, coroutine: Coroutine[Any, Any, ResultT]) -> ResultT:
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(timeout=_START_S)
 

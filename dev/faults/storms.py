@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 from aiohttp import web
 
@@ -42,12 +44,21 @@ class Answers(Calm):
     matches: Predicate
     content_type: str = "application/json"
     headers: dict[str, str] = field(default_factory=dict)
-    num_met: int = 0
+    met_at: list[float] = field(default_factory=list)
+
+    @property
+    def num_met(self) -> int:
+        return len(self.met_at)
+
+    @property
+    def intervals_s(self) -> list[float]:
+        """The pauses between those that were met."""
+        return [after - before for before, after in pairwise(self.met_at)]
 
     async def meet(self, request: web.Request, forward: Forward) -> web.StreamResponse:
         if not self.matches(request):
             return await forward()
-        self.num_met += 1
+        self.met_at.append(time.monotonic())
         return web.Response(status=self.status, body=self.body, content_type=self.content_type, headers=self.headers)
 
 
@@ -93,6 +104,35 @@ class SilentWatches(Calm):
         # Not even when the storm is over: a connection never loses what is in the middle.
         await asyncio.Event().wait()
         return None
+
+
+@dataclass
+class Hold(Calm):
+    """The first request that matches is held back, even when its sender is gone; `release` lets it go on."""
+
+    matches: Predicate
+    num_met: int = 0
+
+    def __post_init__(self) -> None:
+        self._released = asyncio.Event()
+        self._late: asyncio.Task[web.StreamResponse] | None = None
+
+    async def meet(self, request: web.Request, forward: Forward) -> web.StreamResponse:
+        if self.num_met or not self.matches(request):
+            return await forward()
+        self.num_met += 1
+        self._late = asyncio.create_task(self._forward_late(forward))
+        return await asyncio.shield(self._late)
+
+    async def _forward_late(self, forward: Forward) -> web.StreamResponse:
+        await self._released.wait()
+        return await forward()
+
+    async def release(self) -> int:
+        """Forward it now; return the status of its answer."""
+        self._released.set()
+        assert self._late is not None, "nothing was held"
+        return (await self._late).status
 
 
 @dataclass
