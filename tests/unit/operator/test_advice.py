@@ -5,11 +5,11 @@ from __future__ import annotations
 import re
 
 import pytest
+import yaml
 
 from dedicate_operator.advice import ADVISED_REASONS, MAX_ADVICE_LENGTH, advise
 from dedicate_operator.parsing import parse_endpoint
-from tests.unit.operator.builders import custom_resource
-from tests.unit.operator.test_crd import PATHS
+from tests.unit.operator.builders import CRD_FILE, custom_resource, walk
 
 HUB = {"uri": "hf://org/name"}
 GATED = {"model": HUB | {"tokenSecretRef": {"name": "hub"}}, "auth": {"apiKeysSecretRef": {"name": "keys"}}}
@@ -74,7 +74,8 @@ def test_what_tells_itself_what_to_do_is_left_as_it_is():
 
 @pytest.mark.parametrize("reason", sorted(ADVISED_REASONS))
 def test_each_field_that_advice_names_exists_and_none_is_cut(reason):
-    fields = {path.removeprefix("$.") for path in PATHS}
+    (version,) = yaml.safe_load(CRD_FILE.read_text())["spec"]["versions"]
+    fields = {path.removeprefix("$.") for path, _ in walk(version["schema"]["openAPIV3Schema"])}
     for spec in SPECS:
         for message in MESSAGES:
             advice = advise(endpoint(spec), reason, message).removeprefix(message)
