@@ -7,8 +7,8 @@ from dedicate_operator import names
 from dedicate_operator.desired import build_desired
 from dedicate_operator.kinds import CHILDREN, SECRET, kind_of
 from dedicate_operator.manifests import build_keys_secret
+from dedicate_operator.parsing import parse_endpoint
 from dedicate_operator.settings import EndpointDefaults
-from dedicate_operator.spec import parse_endpoint
 
 NAMESPACE = "fleet"
 ENDPOINTS = f"/apis/{names.API_VERSION}/namespaces/{NAMESPACE}/{names.PLURAL}"

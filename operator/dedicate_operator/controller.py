@@ -134,6 +134,9 @@ class Controller:
         else:
             self._enqueue(self._store.remove_child(kind, resource))
 
+    def note_served(self, kind: Kind, *, is_served: bool) -> None:
+        self._enqueue(self._store.note_served(kind, is_served=is_served))
+
     def _enqueue(self, keys: Iterable[Key]) -> None:
         for key in sorted(keys):
             self._queue.add(key)
