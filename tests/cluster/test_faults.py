@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 
+import httpx2
 import pytest
 
 from dev.faults import storms
@@ -134,6 +135,37 @@ def test_storm(name, stormy, behind, life, convergence):
     assert storm.num_met > 0
     stormy.end()
     converge(name, life, behind, convergence)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", ["server-error", "unavailable", "refused-connections"])
+def test_storm_of_a_minute(name, stormy, behind, life, convergence):
+    """Longer than the Lease lasts: nobody leads at its end."""
+    if name in STORMS:
+        stormy.start(STORMS[name]())
+        stormy.cut()
+    else:
+        stormy.refuse()
+    life.go_on()
+    wait(60)
+    assert behind.probe("/healthz") == 200
+    assert behind.probe("/readyz") == 503
+    stormy.end()
+    stormy.admit()
+    converge(f"{name}, a minute", life, behind, convergence)
+
+
+def test_api_server_that_restarts(stormy, behind, life, convergence, api_cluster):
+    def is_up():
+        try:
+            return life.namespace.api.request("GET", "/readyz").is_success
+        except httpx2.TransportError:
+            return False
+
+    life.go_on()
+    api_cluster.kill("kube-apiserver")
+    eventually(is_up, timeout_s=60)
+    converge("restart", life, behind, convergence)
 
 
 def test_cut_watches(stormy, behind, life, convergence):
