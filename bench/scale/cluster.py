@@ -22,6 +22,8 @@ import yaml
 from bench.scale.client import Admin
 from dev.chart import render
 from dev.cluster.api import Cluster
+from dev.cluster.leftovers import MEMBER_VARIABLE
+from dev.cluster.linux import find_processes
 from dev.cluster.plan import Profile
 from dev.paths import REPOSITORY
 
@@ -85,6 +87,17 @@ async def _until_served(admin: Admin) -> None:
             return
 
 
+def read_cpu_s(pid: int) -> float:
+    """Return the CPU time that a process has used."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def read_cluster_cpu_s(cluster: Cluster) -> float:
+    """Return the CPU time that API server, etcd and controllers have used together."""
+    return sum(read_cpu_s(pid) for pid in find_processes(f"{MEMBER_VARIABLE}={cluster.paths.root}"))
+
+
 class OperatorProcess:
     """The operator, as a pod would run it."""
 
@@ -137,8 +150,7 @@ class OperatorProcess:
 
     def cpu_s(self) -> float:
         """Return the CPU time that it has used."""
-        fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+        return read_cpu_s(self.pid)
 
     def memory_bytes(self) -> dict[str, int]:
         """Return resident memory now, and the most it was."""

@@ -5,13 +5,14 @@ from __future__ import annotations
 from bench.scale.client import Json
 from dedicate_operator import names
 from dedicate_operator.desired import build_desired
-from dedicate_operator.kinds import CHILDREN, SECRET, kind_of
+from dedicate_operator.kinds import kind_of
 from dedicate_operator.manifests import build_keys_secret
 from dedicate_operator.parsing import parse_endpoint
 from dedicate_operator.settings import EndpointDefaults
 
 NAMESPACE = "fleet"
 ENDPOINTS = f"/apis/{names.API_VERSION}/namespaces/{NAMESPACE}/{names.PLURAL}"
+_METADATA = {"name": "team-00000", "namespace": NAMESPACE, "uid": "uid", "generation": 1}
 _DEFAULTS = EndpointDefaults(image="registry.example/dedicate-runtime:bench")
 
 
@@ -41,9 +42,8 @@ def build_children(resource: Json) -> list[tuple[str, Json]]:
 
 def collections() -> dict[str, str]:
     """Return the address of each kind of child, by plural."""
-    return {
-        kind.plural: f"{_root(kind.api_version)}/namespaces/{NAMESPACE}/{kind.plural}" for kind in (*CHILDREN, SECRET)
-    }
+    paths = [path for path, _ in build_children(build_endpoint(0) | {"metadata": _METADATA})]
+    return {path.split("/")[-2]: path.rpartition("/")[0] for path in paths}
 
 
 def _address(manifest: Json) -> str:

@@ -48,7 +48,13 @@ class Controller:
         self._namespaces: tuple[str | None, ...] = settings.watch_namespaces or (None,)
         self._store = Store(settings.defaults)
         self._queue: WorkQueue[Key] = WorkQueue(clock=time.monotonic, random=random.random, backoff=_BACKOFF)
-        self._reconciler = Reconciler(cluster, self._store, settings.defaults, now=lambda: datetime.now(UTC))
+        self._reconciler = Reconciler(
+            cluster,
+            self._store,
+            settings.defaults,
+            now=lambda: datetime.now(UTC),
+            has_backlog=lambda: self._queue.num_ready() > _NUM_WORKERS,
+        )
         self._watchers = [
             Watcher(
                 kind,

@@ -64,11 +64,23 @@ class Reconciler:
     """Brings endpoints and cluster together, one key at a time."""
 
     def __init__(
-        self, cluster: ClusterApi, store: Store, defaults: EndpointDefaults, *, now: Callable[[], datetime]
+        self,
+        cluster: ClusterApi,
+        store: Store,
+        defaults: EndpointDefaults,
+        *,
+        now: Callable[[], datetime],
+        has_backlog: Callable[[], bool] = lambda: False,
     ) -> None:
+        """Begin with nothing known.
+
+        `has_backlog` tells whether many endpoints wait: then each is given its children first, and its status after
+        all of them, when most of what it says has happened.
+        """
         self._cluster = cluster
         self._store = store
         self._defaults = defaults
+        self._has_backlog = has_backlog
         self._api_keys = ApiKeys(cluster, now=now)
         self._reporter = Reporter(cluster, store, now=now)
 
@@ -112,6 +124,8 @@ class Reconciler:
                 refusal = Refusal("QuotaExceeded" if error.is_over_quota else "ChildRefused", str(error))
         if foreign and all(is_leftover(child, endpoint) for child in foreign):
             return _LEFTOVER_PERIOD_S
+        if plan.missing and not (foreign or refusal) and self._has_backlog():
+            return 0.0
         refusal = refusal or _refuse_names(foreign, endpoint) or conflict
         events_s = await self._report(record, endpoint, refusal)
         return min(filter(None, (keys_s, events_s, _REFUSAL_PERIOD_S if refusal else None)), default=None)

@@ -85,6 +85,10 @@ class KeySchedule(Generic[KeyT]):
             heapq.heappop(self._heap)
         return self._heap[0][0] if self._heap else None
 
+    def num_ready(self) -> int:
+        """Count the keys that wait for a worker."""
+        return len(self._ready)
+
     def longest_work_s(self, now: float) -> float:
         """Return for how long the longest work that is not finished has gone on, 0 if there is none."""
         return now - min(self._active.values(), default=now)
@@ -146,6 +150,9 @@ class WorkQueue(Generic[KeyT]):
     def done(self, key: KeyT) -> None:
         self._schedule.finish(key)
         self._changed.set()
+
+    def num_ready(self) -> int:
+        return self._schedule.num_ready()
 
     def longest_work_s(self) -> float:
         return self._schedule.longest_work_s(self._clock())
