@@ -318,7 +318,7 @@ async def test_child_that_is_going_is_waited_for(world):
 
 async def test_status_is_told_after_all_have_their_children_where_many_wait(world):
     world.add()
-    busy = Reconciler(world.cluster, world.store, DEFAULTS, now=lambda: NOW, has_backlog=lambda: True)
+    busy = Reconciler(world.cluster, world.store, DEFAULTS, now=lambda: world.now, has_backlog=lambda: True)
     assert await busy.reconcile(CHAT) == 0.0
     assert [verb for verb, _, _ in world.cluster.writes] == ["apply", "apply", "apply", "create"]
     await busy.reconcile(CHAT)
