@@ -98,6 +98,7 @@ class TestOperatorEnvironment:
             "DEDICATE_RUNTIME_IMAGE": settings.defaults.image,
             "DEDICATE_LEASE_NAME": "dedicate",
             "DEDICATE_LEASE_NAMESPACE": "dedicate-system",
+            "DEDICATE_METRICS_PORT": "8081",
         }
         assert settings == OperatorSettings.from_environment(own)
 
@@ -116,7 +117,7 @@ class TestOperatorEnvironment:
             },
             "route": {"host": "llm.example.com", "className": "traefik", "externalPort": 8443},
             "logging": {"format": "plain", "level": "debug"},
-            "ports": {"liveness": 8181},
+            "ports": {"liveness": 8181, "metrics": 8282},
         }
         (deployment,) = (item for item in render(values) if item["kind"] == "Deployment")
         (container,) = deployment["spec"]["template"]["spec"]["containers"]
@@ -129,6 +130,7 @@ class TestOperatorEnvironment:
         assert settings.defaults.route_external_port == 8443
         assert (settings.log_format, settings.log_level) == ("plain", "debug")
         assert settings.liveness_port == 8181 == container["ports"][0]["containerPort"]
+        assert settings.metrics_port == 8282 == container["ports"][1]["containerPort"]
 
     def test_defaults_are_told(self, rows):
         settings = OperatorSettings.from_environment({"DEDICATE_RUNTIME_IMAGE": "runtime:1"})
