@@ -11,7 +11,7 @@ from pathlib import Path
 from dev.cluster.api import DEFAULT_GPUS, DEFAULT_INGRESS_PORT, DEFAULT_NAME, Cluster
 from dev.cluster.errors import ClusterError
 from dev.cluster.plan import Profile
-from dev.cluster.toolchain import check_go, missing_modules, obtain_binaries, obtain_prometheus
+from dev.cluster.toolchain import check_go, missing_modules, obtain_binaries, obtain_lua, obtain_prometheus
 
 
 def main() -> int:
@@ -105,6 +105,7 @@ def _build(arguments: argparse.Namespace) -> int:
         check_go()
     obtain_binaries(arguments.profile)
     obtain_prometheus()
+    obtain_lua()
     return 0
 
 

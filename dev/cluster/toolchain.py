@@ -78,6 +78,9 @@ PROMETHEUS = GoModule(
     tags="remove_all_sd",
 )
 
+# The interpreter that Argo CD runs health checks with.
+LUA = GoModule("lua", {"glua": "github.com/yuin/gopher-lua/cmd/glua"})
+
 _MODULES = {
     Profile.API: (ETCD, KUBERNETES),
     Profile.NODE: (ETCD, PAUSE, COREDNS, HELM, KUBERNETES),
@@ -126,6 +129,11 @@ def obtain_helm() -> str:
 def obtain_prometheus() -> dict[str, str]:
     """Return the paths of `prometheus` and `promtool`, built where they are not yet; needs no cluster."""
     return _obtain(PROMETHEUS)
+
+
+def obtain_lua() -> str:
+    """Return the path of a Lua interpreter, built where it is not yet; needs no cluster."""
+    return _obtain(LUA)["glua"]
 
 
 def _obtain(module: GoModule) -> dict[str, str]:

@@ -24,6 +24,7 @@ ENDPOINTS = "/apis/dedicate.dev/v1alpha1"
 DEPLOYMENTS = "/apis/apps/v1"
 INGRESSES = "/apis/networking.k8s.io/v1"
 CORE = "/api/v1"
+MONITORING = "/apis/monitoring.coreos.com/v1"
 RBAC = "/apis/rbac.authorization.k8s.io/v1"
 LEASES = "/apis/coordination.k8s.io/v1/namespaces/default/leases"
 # The operator's default name for it.

@@ -91,7 +91,7 @@ class TestOperatorEnvironment:
 
     def test_the_operator_reads_what_the_chart_writes(self, operator_container):
         settings = OperatorSettings.from_environment(
-            {item["name"]: item["value"] for item in operator_container["env"]}
+            {item["name"]: item.get("value", "") for item in operator_container["env"]}
         )
         # The chart names the Lease after the release; everything else is the operator's own default.
         own = {
@@ -121,7 +121,7 @@ class TestOperatorEnvironment:
         }
         (deployment,) = (item for item in render(values) if item["kind"] == "Deployment")
         (container,) = deployment["spec"]["template"]["spec"]["containers"]
-        settings = OperatorSettings.from_environment({item["name"]: item["value"] for item in container["env"]})
+        settings = OperatorSettings.from_environment({item["name"]: item.get("value", "") for item in container["env"]})
         assert settings.watch_namespaces == ("team-a", "team-b")
         assert settings.defaults.image == "localhost:5000/runtime:2"
         assert settings.defaults.image_pull_secrets == ("registry",)
