@@ -168,8 +168,12 @@ def test_the_endpoint_that_helm_test_asks():
     pod = of_kind(render({"tests": {"endpoint": {"url": url, "keySecretName": "seallm-api-keys"}}}), "Pod", "-test")
     environment = {item["name"]: item for item in pod["spec"]["containers"][0]["env"]}
     assert environment["ENDPOINT_URL"]["value"] == url
-    reference = {"name": "seallm-api-keys", "key": "default"}
-    assert environment["ENDPOINT_KEY"]["valueFrom"] == {"secretKeyRef": reference}
+    # A file, because environments are shown by whatever lists processes.
+    (mount,) = (mount for mount in pod["spec"]["containers"][0]["volumeMounts"] if mount["name"] == "key")
+    (volume,) = (volume for volume in pod["spec"]["volumes"] if volume["name"] == "key")
+    assert volume["secret"]["secretName"] == "seallm-api-keys"
+    assert volume["secret"]["items"] == [{"key": "default", "path": "key"}]
+    assert environment["ENDPOINT_KEY_FILE"]["value"] == f"{mount['mountPath']}/key"
     compile(pod["spec"]["containers"][0]["args"][0], "helm_test.py", "exec")
 
 
