@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from dev.cluster.manifests import list_monitor_definitions
+from dev.cluster.manifests import PROMETHEUS_OPERATOR, obtain_manifests
 from tests.cluster.harness import (
     CORE,
     ENDPOINTS,
@@ -46,9 +46,9 @@ def admin(api_cluster, ran_against) -> Iterator[Api]:
 @pytest.fixture(scope="session")
 def monitors(api_cluster, admin) -> None:
     """What the Prometheus operator defines, as far as the chart makes it."""
-    for path in list_monitor_definitions():
-        api_cluster.kubectl("apply", "--server-side", f"--filename={path}")
+    folder = obtain_manifests(PROMETHEUS_OPERATOR)
     for plural in ("podmonitors", "prometheusrules", "servicemonitors"):
+        api_cluster.kubectl("apply", "--server-side", f"--filename={folder}/monitoring.coreos.com_{plural}.yaml")
         eventually(lambda plural=plural: admin.request("GET", f"{MONITORING}/{plural}").is_success, timeout_s=30)
 
 

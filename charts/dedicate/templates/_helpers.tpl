@@ -51,37 +51,24 @@ helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version | replace 
 {{- with .image.digest }}@{{ . }}{{ end -}}
 {{- end -}}
 
-{{/*
-The operator's environment, as docs/contract.md lists it. An empty value is left out, which is the same to the operator: the
-API server drops it, and what compares manifests with the cluster would find a difference for ever.
-*/}}
+{{/* The operator's environment, as docs/contract.md lists it. */}}
 {{- define "dedicate.environment" -}}
 - name: DEDICATE_RUNTIME_IMAGE
   value: {{ include "dedicate.image" (dict "root" . "image" .Values.runtime.image) | quote }}
 - name: DEDICATE_RUNTIME_IMAGE_PULL_SECRETS
-  {{- with .Values.runtime.imagePullSecrets }}
-  value: {{ join "," . | quote }}
-  {{- end }}
+  value: {{ join "," .Values.runtime.imagePullSecrets | quote }}
 - name: DEDICATE_WATCH_NAMESPACES
-  {{- with .Values.watch.namespaces }}
-  value: {{ join "," . | quote }}
-  {{- end }}
+  value: {{ join "," .Values.watch.namespaces | quote }}
 - name: DEDICATE_LEASE_NAME
   value: {{ include "dedicate.fullname" . | quote }}
 - name: DEDICATE_LEASE_NAMESPACE
   value: {{ .Release.Namespace | quote }}
 - name: DEDICATE_ROUTE_HOST
-  {{- with .Values.route.host }}
-  value: {{ . | quote }}
-  {{- end }}
+  value: {{ .Values.route.host | quote }}
 - name: DEDICATE_ROUTE_CLASS_NAME
-  {{- with .Values.route.className }}
-  value: {{ . | quote }}
-  {{- end }}
+  value: {{ .Values.route.className | quote }}
 - name: DEDICATE_ROUTE_EXTERNAL_PORT
-  {{- with .Values.route.externalPort }}
-  value: {{ . | toString | quote }}
-  {{- end }}
+  value: {{ .Values.route.externalPort | default "" | toString | quote }}
 - name: DEDICATE_LOG_FORMAT
   value: {{ .Values.logging.format | quote }}
 - name: DEDICATE_LOG_LEVEL
@@ -89,9 +76,7 @@ API server drops it, and what compares manifests with the cluster would find a d
 - name: DEDICATE_LIVENESS_PORT
   value: {{ .Values.ports.liveness | toString | quote }}
 - name: DEDICATE_METRICS_PORT
-  {{- if .Values.metrics.enabled }}
-  value: {{ .Values.ports.metrics | toString | quote }}
-  {{- end }}
+  value: {{ ternary (toString .Values.ports.metrics) "" .Values.metrics.enabled | quote }}
 {{- end -}}
 
 {{/* Security context of a pod, after the restricted Pod Security Standard. */}}
