@@ -2,7 +2,7 @@
 
 `python -m dev.derived sync` writes it, `python -m dev.derived check` names what is stale. Derived are the chart's copy
 of the CRD, and what stands between `<!-- name -->` and `<!-- /name -->` in the chart's README, in
-docs/custom-resource.md, in docs/models.md, in docs/api.md and in docs/clients.md.
+docs/custom-resource.md, in docs/models.md, in docs/api.md, in docs/clients.md and in docs/promises.md.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from dev.chart import CHART
 from dev.clients import SNIPPETS, build_version_rows
 from dev.models import build_refused_rows, build_served_rows
 from dev.paths import REPOSITORY
+from dev.promises import build_promise_list, find_promise_tests, find_promises
 
 CRD = REPOSITORY / "crds" / "dedicatedendpoints.yaml"
 CRD_COPY = CHART / "files" / CRD.name
@@ -30,6 +31,7 @@ REFERENCE = REPOSITORY / "docs" / "custom-resource.md"
 MODELS = REPOSITORY / "docs" / "models.md"
 API = REPOSITORY / "docs" / "api.md"
 CLIENTS = REPOSITORY / "docs" / "clients.md"
+PROMISES = REPOSITORY / "docs" / "promises.md"
 _LANGUAGES = {".py": "python", ".mjs": "js", ".sh": "sh"}
 
 Schema = Mapping[str, Any]
@@ -52,6 +54,7 @@ def build_derived() -> dict[Path, str]:
         MODELS: _replace_part(models, "refused", refused),
         API: build_api_page(API.read_text()),
         CLIENTS: build_clients_page(CLIENTS.read_text()),
+        PROMISES: build_promises_page(PROMISES.read_text()),
     }
 
 
@@ -71,6 +74,14 @@ def build_clients_page(text: str) -> str:
         block = f"```{_LANGUAGES[snippet.suffix]}\n{snippet.read_text()}```\n"
         text = _replace_part(text, snippet.name, block)
     return text
+
+
+def build_promises_page(page: str) -> str:
+    """Put below each promise the tests that hold it."""
+    tests = find_promise_tests()
+    for number in find_promises(page):
+        page = _replace_part(page, f"promise-{number}", build_promise_list(tests.get(number, [])))
+    return page
 
 
 def iterate_values(text: str) -> Iterator[tuple[str, Any, str]]:

@@ -34,12 +34,14 @@ def test_smallest_endpoint_gets_its_children(namespace):
     assert "annotations" not in namespace.endpoint("seallm")["metadata"]
 
 
+@pytest.mark.promise(12)
 def test_pods_pass_restricted_pod_security(namespace):
     namespace.apply("seallm", {"model": {"uri": "pvc://models/smollm"}, "accelerator": {"count": 0}})
     pod = eventually(lambda: namespace.pods("seallm"))[0]
     assert pod["spec"]["automountServiceAccountToken"] is False
 
 
+@pytest.mark.promise(2)
 @pytest.mark.parametrize(
     ("plural", "group"),
     [("deployments", "/apis/apps/v1"), ("services", CORE), ("ingresses", "/apis/networking.k8s.io/v1")],
@@ -58,6 +60,7 @@ def test_deleted_child_comes_back(namespace, plural, group):
     eventually(is_back, timeout_s=2)
 
 
+@pytest.mark.promise(2)
 @pytest.mark.parametrize(
     ("plural", "group", "patch"),
     [
@@ -87,7 +90,7 @@ def test_edited_child_is_put_right(namespace, plural, group, patch):
     eventually(is_right, timeout_s=2)
 
 
-def test_fields_of_others_are_left_alone(namespace):
+def test_promise_03_fields_of_others_are_left_alone(namespace):
     namespace.apply("seallm")
     namespace.await_children("seallm")
     path = namespace.path("/apis/apps/v1", "deployments", "seallm")
@@ -125,7 +128,7 @@ def test_suspended_endpoint_keeps_all_but_pods(namespace):
     assert namespace.claim("seallm-cache")
 
 
-def test_scale_subresource_sets_replicas_and_tells_the_selector(namespace):
+def test_promise_07_the_scale_subresource_sets_replicas_and_tells_the_selector(namespace):
     namespace.apply("seallm")
     namespace.await_children("seallm")
     path = namespace.path(ENDPOINTS, "dedicatedendpoints", "seallm") + "/scale"
@@ -134,6 +137,7 @@ def test_scale_subresource_sets_replicas_and_tells_the_selector(namespace):
     eventually(lambda: namespace.deployment("seallm")["spec"]["replicas"] == 3)
 
 
+@pytest.mark.promise(4)
 def test_deletion_leaves_nothing(namespace):
     cache = {"persistentVolumeClaim": {"size": "1Gi", "retentionPolicy": "Delete"}}
     namespace.apply("seallm", {**SMALLEST, "cache": cache})
