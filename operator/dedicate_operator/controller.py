@@ -133,6 +133,9 @@ class Controller:
     def remove_child(self, kind: Kind, child: Json) -> None:
         self._enqueue(self._store.remove_child(kind, child))
 
+    def note_served(self, kind: Kind, *, is_served: bool) -> None:
+        self._enqueue(self._store.note_served(kind, is_served=is_served))
+
     def _enqueue(self, keys: Iterable[Key]) -> None:
         for key in sorted(keys):
             self._queue.add(key)

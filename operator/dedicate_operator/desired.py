@@ -8,8 +8,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from dedicate_operator.drift import find_drift
+from dedicate_operator.ingress import build_ingress
 from dedicate_operator.kinds import CHILDREN, CLAIM, Json, Kind, kind_of
-from dedicate_operator.manifests import build_cache_claim, build_deployment, build_ingress, build_service
+from dedicate_operator.manifests import build_cache_claim, build_deployment, build_service
 from dedicate_operator.observed import Observed, is_owned, is_terminating
 from dedicate_operator.settings import EndpointDefaults
 from dedicate_operator.spec import Endpoint, OwnedClaimCache

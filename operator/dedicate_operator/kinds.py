@@ -30,13 +30,31 @@ CLAIM = Kind("", "v1", "PersistentVolumeClaim", "persistentvolumeclaims")
 SERVICE = Kind("", "v1", "Service", "services")
 DEPLOYMENT = Kind("apps", "v1", "Deployment", "deployments")
 INGRESS = Kind("networking.k8s.io", "v1", "Ingress", "ingresses")
+NETWORK_POLICY = Kind("networking.k8s.io", "v1", "NetworkPolicy", "networkpolicies")
+DISRUPTION_BUDGET = Kind("policy", "v1", "PodDisruptionBudget", "poddisruptionbudgets")
+AUTOSCALER = Kind("autoscaling", "v2", "HorizontalPodAutoscaler", "horizontalpodautoscalers")
+SCALED_OBJECT = Kind("keda.sh", "v1alpha1", "ScaledObject", "scaledobjects")
+HTTP_ROUTE = Kind("gateway.networking.k8s.io", "v1", "HTTPRoute", "httproutes")
 POD = Kind("", "v1", "Pod", "pods")
 SECRET = Kind("", "v1", "Secret", "secrets")
 EVENT = Kind("", "v1", "Event", "events")
 LEASE = Kind("coordination.k8s.io", "v1", "Lease", "leases")
 
+# Kinds that only some clusters serve; where they are not, what needs them says so.
+OPTIONAL = frozenset({HTTP_ROUTE, SCALED_OBJECT})
+
 # The kinds that are written, in the order in which they are: what a pod needs before the pod, the route last.
-CHILDREN = (CLAIM, SERVICE, DEPLOYMENT, INGRESS)
+CHILDREN = (
+    CLAIM,
+    NETWORK_POLICY,
+    SERVICE,
+    DEPLOYMENT,
+    DISRUPTION_BUDGET,
+    AUTOSCALER,
+    SCALED_OBJECT,
+    INGRESS,
+    HTTP_ROUTE,
+)
 WATCHED = (*CHILDREN, POD)
 
 _BY_TYPE = {(kind.api_version, kind.kind): kind for kind in (*CHILDREN, SECRET)}

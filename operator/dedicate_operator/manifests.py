@@ -16,7 +16,6 @@ from dedicate_operator.template import Manifest, build_pod_template
 
 # A rollout is called stalled only after a pod has had its whole startup, scheduling and a pull.
 _PROGRESS_MARGIN_S = 600
-_NGINX_UNITS = {"Ki": "k", "Mi": "m", "Gi": "g"}
 
 
 def build_deployment(endpoint: Endpoint, defaults: EndpointDefaults, *, can_surge: bool = True) -> Manifest:
@@ -25,7 +24,7 @@ def build_deployment(endpoint: Endpoint, defaults: EndpointDefaults, *, can_surg
         {
             "apiVersion": "apps/v1",
             "kind": "Deployment",
-            "metadata": _build_metadata(endpoint, endpoint.key.name),
+            "metadata": build_metadata(endpoint, endpoint.key.name),
             "spec": {
                 "replicas": spec.wanted_replicas,
                 "revisionHistoryLimit": 3,
@@ -55,7 +54,7 @@ def build_service(endpoint: Endpoint) -> Manifest:
         {
             "apiVersion": "v1",
             "kind": "Service",
-            "metadata": _build_metadata(endpoint, endpoint.key.name),
+            "metadata": build_metadata(endpoint, endpoint.key.name),
             "spec": {
                 "type": "ClusterIP",
                 "selector": names.build_selector(endpoint.key.name),
@@ -72,45 +71,9 @@ def build_service(endpoint: Endpoint) -> Manifest:
     )
 
 
-def build_ingress(endpoint: Endpoint, defaults: EndpointDefaults) -> Manifest:
-    """Return the Ingress: a plain prefix path, since the runtime serves below it and nothing is rewritten."""
-    route = endpoint.spec.route
-    host = route.host or defaults.route_host
-    class_name = route.class_name or defaults.route_class_name
-    backend = {"service": {"name": endpoint.key.name, "port": {"name": names.API_PORT_NAME}}}
-    rule: Manifest = {
-        "http": {"paths": [{"path": f"/{endpoint.spec.dedicate}", "pathType": "Prefix", "backend": backend}]}
-    }
-    spec: Manifest = {"rules": [rule | ({"host": host} if host else {})]}
-    if class_name:
-        spec["ingressClassName"] = class_name
-    if route.is_tls:
-        tls = ({"hosts": [host]} if host else {}) | ({"secretName": route.tls_secret} if route.tls_secret else {})
-        spec["tls"] = [tls]
-    metadata = _build_metadata(endpoint, endpoint.key.name)
-    annotations = _build_route_annotations(endpoint)
-    if annotations:
-        metadata["annotations"] = annotations
-    return seal({"apiVersion": "networking.k8s.io/v1", "kind": "Ingress", "metadata": metadata, "spec": spec})
-
-
-def _build_route_annotations(endpoint: Endpoint) -> dict[str, str]:
-    route = endpoint.spec.route
-    if route.controller_profile != "IngressNGINX":
-        return {}
-    prefix = "nginx.ingress.kubernetes.io"
-    return {
-        f"{prefix}/proxy-read-timeout": str(route.request_timeout_s),
-        f"{prefix}/proxy-send-timeout": str(route.request_timeout_s),
-        f"{prefix}/proxy-buffering": "off",
-        f"{prefix}/proxy-request-buffering": "off",
-        f"{prefix}/proxy-body-size": route.max_body_size[:-2] + _NGINX_UNITS[route.max_body_size[-2:]],
-    }
-
-
 def build_cache_claim(endpoint: Endpoint, cache: OwnedClaimCache) -> Manifest:
     """Return the claim; one that is to outlive the endpoint has no owner."""
-    metadata = _build_metadata(endpoint, names.cache_claim_name(endpoint.key.name))
+    metadata = build_metadata(endpoint, names.cache_claim_name(endpoint.key.name))
     if cache.retention_policy == "Retain":
         del metadata["ownerReferences"]
     spec: Manifest = {"accessModes": [cache.access_mode], "resources": {"requests": {"storage": cache.size}}}
@@ -125,7 +88,7 @@ def build_keys_secret(endpoint: Endpoint, key: str) -> Manifest:
         "apiVersion": "v1",
         "kind": "Secret",
         "type": "Opaque",
-        "metadata": _build_metadata(endpoint, names.keys_secret_name(endpoint.key.name)),
+        "metadata": build_metadata(endpoint, names.keys_secret_name(endpoint.key.name)),
         "data": {names.DEFAULT_CLIENT: base64.b64encode(key.encode()).decode()},
     }
 
@@ -149,7 +112,7 @@ def seal(manifest: Manifest) -> Manifest:
     return {**manifest, "metadata": {**metadata, "annotations": annotations}}
 
 
-def _build_metadata(endpoint: Endpoint, name: str) -> Manifest:
+def build_metadata(endpoint: Endpoint, name: str) -> Manifest:
     return {
         "name": name,
         "namespace": endpoint.key.namespace,

@@ -22,16 +22,11 @@ from dedicate_operator.kinds import ENDPOINT, EVENT, POD, Json, Kind, kind_of
 from dedicate_operator.observed import is_leftover, is_owned, is_terminating
 from dedicate_operator.reporting import Reporter, StatusWriter
 from dedicate_operator.settings import EndpointDefaults
+from dedicate_operator.situation import Refusal, Situation
 from dedicate_operator.spec import Endpoint
-from dedicate_operator.status import (
-    Refusal,
-    Situation,
-    build_invalid_status,
-    build_status,
-    is_awaiting_accelerator,
-    is_ready,
-)
+from dedicate_operator.status import build_invalid_status, build_status
 from dedicate_operator.store import EndpointRecord, Store, key_of
+from dedicate_operator.workload import is_awaiting_accelerator, is_ready
 
 _LOG = logging.getLogger(__name__)
 

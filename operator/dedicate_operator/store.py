@@ -14,10 +14,11 @@ from dataclasses import dataclass
 from dedicate_operator import names
 from dedicate_operator.errors import SpecError
 from dedicate_operator.identity import Key
-from dedicate_operator.kinds import POD, Json, Kind
+from dedicate_operator.kinds import OPTIONAL, POD, Json, Kind
 from dedicate_operator.observed import Observed, is_terminating
+from dedicate_operator.parsing import parse_endpoint
 from dedicate_operator.settings import EndpointDefaults
-from dedicate_operator.spec import Endpoint, parse_endpoint
+from dedicate_operator.spec import Endpoint
 
 # Host, or None for any, and URL segment.
 RouteClaim = tuple[str | None, str]
@@ -56,6 +57,7 @@ class Store:
         self._claims: defaultdict[RouteClaim, set[Key]] = defaultdict(set)
         self._children: defaultdict[Key, dict[tuple[Kind, str], Json]] = defaultdict(dict)
         self._kinds: defaultdict[Kind, set[Key]] = defaultdict(set)
+        self._unserved: set[Kind] = set(OPTIONAL)
 
     def record(self, key: Key) -> EndpointRecord | None:
         return self._records.get(key)
@@ -69,6 +71,24 @@ class Store:
         return Observed(
             children={identity: child for identity, child in children.items() if identity[0] != POD}, pods=pods
         )
+
+    def is_served(self, kind: Kind) -> bool:
+        """Tell whether the cluster knows the kind; one that not every cluster has counts as unknown at first."""
+        return kind not in self._unserved
+
+    def note_served(self, kind: Kind, *, is_served: bool) -> set[Key]:
+        """Remember whether the cluster serves a kind; return all endpoints if that is news, as any may need it."""
+        if is_served is self.is_served(kind):
+            return set()
+        if is_served:
+            self._unserved.discard(kind)
+        else:
+            self._unserved.add(kind)
+            for owner in list(self._kinds[kind]):
+                for other, name in list(self._children[owner]):
+                    if other == kind:
+                        self._drop(owner, kind, name)
+        return set(self._records)
 
     def find_route_owner(self, claim: RouteClaim) -> Key | None:
         """Return the endpoint that the path belongs to: the oldest that asks for it."""

@@ -14,11 +14,14 @@ from typing import Protocol
 
 from dedicate_operator.cluster import ResourceList, WatchEvent
 from dedicate_operator.errors import ClusterError
-from dedicate_operator.kinds import Json, Kind
+from dedicate_operator.kinds import OPTIONAL, Json, Kind
 from dedicate_operator.names import CHILDREN_SELECTOR
 from dedicate_operator.workqueue import Backoff
 
 _LOG = logging.getLogger(__name__)
+
+# Arbitrary; how late it may be noticed that a kind has come to be served.
+_UNSERVED_PERIOD_S = 30.0
 
 
 class Source(Protocol):
@@ -41,6 +44,8 @@ class Sink(Protocol):
     def put_child(self, kind: Kind, child: Json) -> None: ...
 
     def remove_child(self, kind: Kind, child: Json) -> None: ...
+
+    def note_served(self, kind: Kind, *, is_served: bool) -> None: ...
 
 
 class Watcher:
@@ -82,11 +87,15 @@ class Watcher:
             except ClusterError as error:
                 if error.is_gone:
                     self._version = None
-                await self._pause(error)
+                if error.is_not_found and self.kind in OPTIONAL:
+                    await self._await_kind()
+                else:
+                    await self._pause(error)
 
     async def _follow(self) -> None:
         if self._version is None:
             items, version = await self._source.fetch_list(self.kind, self.namespace, labels=CHILDREN_SELECTOR)
+            self._sink.note_served(self.kind, is_served=True)
             self._sink.replace_children(self.kind, self.namespace, items, version)
             self._version = version
             self.synced.set()
@@ -106,6 +115,13 @@ class Watcher:
         elif event.type == "DELETED":
             self._sink.remove_child(self.kind, event.object)
         self._version = event.object["metadata"]["resourceVersion"]
+
+    async def _await_kind(self) -> None:
+        """Take note that the cluster does not serve this kind, and look again later."""
+        self._version = None
+        self._sink.note_served(self.kind, is_served=False)
+        self.synced.set()
+        await asyncio.sleep(_UNSERVED_PERIOD_S)
 
     async def _pause(self, error: ClusterError) -> None:
         self._num_failures += 1

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from dedicate_operator.parsing import parse_endpoint
 from dedicate_operator.settings import EndpointDefaults
-from dedicate_operator.spec import parse_endpoint
 from dev.derived import CRD
 from dev.paths import REPOSITORY
 

@@ -7,7 +7,7 @@ import jsonschema
 import pytest
 
 from dedicate_operator import names
-from dedicate_operator.spec import parse_endpoint
+from dedicate_operator.parsing import parse_endpoint
 
 # What stands below these is Kubernetes' own; the parser takes it whole.
 WHOLE = (

@@ -4,7 +4,7 @@ import jsonschema
 import pytest
 import yaml
 
-from dedicate_operator.spec import parse_endpoint
+from dedicate_operator.parsing import parse_endpoint
 from dedicate_runtime.api.limits import Limits
 from dedicate_runtime.api.limits_file import parse_limits
 from dev.paths import REPOSITORY

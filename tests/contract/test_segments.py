@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from dedicate_operator import spec as operator
+from dedicate_operator import parsing as operator
 from dedicate_operator.errors import SpecError
 from dedicate_runtime import settings as runtime
 from dedicate_runtime.errors import StartError

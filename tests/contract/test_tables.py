@@ -8,7 +8,8 @@ import pytest
 from dedicate_operator import names
 from dedicate_operator.diagnosis import EXIT_REASONS
 from dedicate_operator.errors import SettingsError
-from dedicate_operator.manifests import build_deployment, build_ingress, build_keys_secret, build_service
+from dedicate_operator.ingress import build_ingress
+from dedicate_operator.manifests import build_deployment, build_keys_secret, build_service
 from dedicate_operator.settings import Settings as OperatorSettings
 from dedicate_runtime.errors import ExitCode
 from dedicate_runtime.settings import _build_parser

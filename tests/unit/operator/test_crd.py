@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from dedicate_operator import names, spec
+from dedicate_operator import names, parsing
 
 CRD_FILE = Path(__file__).parents[3] / "crds/dedicatedendpoints.yaml"
 CRD = yaml.safe_load(CRD_FILE.read_text())
@@ -75,7 +75,7 @@ def test_names_are_the_codes():
 def test_reserved_segments_are_the_codes():
     rule = next(rule for rule in SCHEMA["x-kubernetes-validations"] if " in [" in rule["rule"])
     listed = rule["rule"].rpartition("[")[2].rstrip(")]").replace("'", "").split(", ")
-    assert set(listed) == spec.RESERVED_SEGMENTS
+    assert set(listed) == parsing.RESERVED_SEGMENTS
 
 
 def test_printer_columns_point_at_fields_that_exist():
@@ -109,7 +109,7 @@ def fill_defaults(schema, value):
 )
 def test_defaults_of_crd_and_code_are_the_same(smallest):
     def parse(values):
-        return spec.parse_endpoint({"metadata": {"namespace": "n", "name": "x", "uid": "u"}, "spec": values}).spec
+        return parsing.parse_endpoint({"metadata": {"namespace": "n", "name": "x", "uid": "u"}, "spec": values}).spec
 
     filled = fill_defaults(SCHEMA["properties"]["spec"], copy.deepcopy(smallest))
     assert filled != smallest

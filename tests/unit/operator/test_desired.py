@@ -8,7 +8,7 @@ from dedicate_operator.desired import build_desired, plan_writes
 from dedicate_operator.kinds import CLAIM, DEPLOYMENT, INGRESS, SERVICE, kind_of
 from dedicate_operator.manifests import build_cache_claim
 from dedicate_operator.observed import Observed, is_leftover, is_owned
-from dedicate_operator.spec import parse_endpoint
+from dedicate_operator.parsing import parse_endpoint
 from tests.unit.operator.builders import DEFAULTS, HUB, as_child, custom_resource
 
 CACHED = HUB | {"cache": {"persistentVolumeClaim": {"size": "1Gi", "retentionPolicy": "Delete"}}}

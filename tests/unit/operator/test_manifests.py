@@ -6,16 +6,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from dedicate_operator.manifests import (
-    build_cache_claim,
-    build_deployment,
-    build_ingress,
-    build_keys_secret,
-    build_service,
-)
+from dedicate_operator.ingress import build_ingress
+from dedicate_operator.manifests import build_cache_claim, build_deployment, build_keys_secret, build_service
 from dedicate_operator.names import MANIFEST_HASH_ANNOTATION, TEMPLATE_HASH_ANNOTATION
+from dedicate_operator.parsing import parse_endpoint
 from dedicate_operator.settings import EndpointDefaults
-from dedicate_operator.spec import parse_endpoint
 
 GOLDEN = Path(__file__).parent / "golden"
 DEFAULTS = EndpointDefaults(image="registry/runtime:1", route_host="llm.example.com", route_class_name="traefik")

@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 
 from dedicate_operator.errors import SpecError
+from dedicate_operator.parsing import parse_endpoint
 from dedicate_operator.spec import (
     Accelerator,
     Auth,
@@ -18,7 +19,6 @@ from dedicate_operator.spec import (
     Route,
     Runtime,
     Scheduling,
-    parse_endpoint,
 )
 
 HUB = {"model": {"uri": "hf://org/name"}}

@@ -4,22 +4,17 @@ import copy
 
 import pytest
 
+from dedicate_operator.ingress import build_ingress
 from dedicate_operator.kinds import DEPLOYMENT, INGRESS
-from dedicate_operator.manifests import build_deployment, build_ingress
+from dedicate_operator.manifests import build_deployment
 from dedicate_operator.names import TEMPLATE_HASH_ANNOTATION
 from dedicate_operator.observed import Observed
+from dedicate_operator.parsing import parse_endpoint
+from dedicate_operator.routing import build_url
 from dedicate_operator.settings import EndpointDefaults
-from dedicate_operator.spec import parse_endpoint
-from dedicate_operator.status import (
-    Refusal,
-    Situation,
-    build_invalid_status,
-    build_status,
-    build_url,
-    find_news,
-    is_awaiting_accelerator,
-    stamp_transitions,
-)
+from dedicate_operator.situation import Refusal, Situation
+from dedicate_operator.status import build_invalid_status, build_status, find_news, stamp_transitions
+from dedicate_operator.workload import is_awaiting_accelerator
 from tests.unit.operator.builders import DEFAULTS, HUB, as_child, custom_resource, pod
 
 SETTLED = {"observedGeneration": 1, "replicas": 1, "updatedReplicas": 1, "availableReplicas": 1}

@@ -1,9 +1,9 @@
 from __future__ import annotations
 
 from dedicate_operator.identity import Key
-from dedicate_operator.kinds import CLAIM, DEPLOYMENT, POD, SERVICE
+from dedicate_operator.kinds import CLAIM, DEPLOYMENT, HTTP_ROUTE, POD, SERVICE
 from dedicate_operator.manifests import build_service
-from dedicate_operator.spec import parse_endpoint
+from dedicate_operator.parsing import parse_endpoint
 from dedicate_operator.store import Store
 from tests.unit.operator.builders import DEFAULTS, HUB, as_child, custom_resource, pod
 
@@ -149,3 +149,22 @@ def test_list_of_children_drops_what_is_gone_and_keeps_what_came_since():
     }
     assert store.replace_children(SERVICE, "elsewhere", [], "99") == set()
     assert store.replace_children(CLAIM, None, [], "99") == set()
+
+
+def test_kind_of_some_clusters_is_served_once_it_was_listed_and_concerns_every_endpoint():
+    store = Store(DEFAULTS)
+    store.put_endpoint(custom_resource())
+    assert not store.is_served(HTTP_ROUTE)
+    assert store.is_served(SERVICE)
+    assert store.note_served(HTTP_ROUTE, is_served=False) == set()
+    assert store.note_served(HTTP_ROUTE, is_served=True) == {CHAT}
+    assert store.is_served(HTTP_ROUTE)
+
+
+def test_children_of_a_kind_that_is_served_no_more_are_gone():
+    store = Store(DEFAULTS)
+    store.put_endpoint(custom_resource())
+    store.note_served(HTTP_ROUTE, is_served=True)
+    store.put_child(HTTP_ROUTE, service())
+    assert store.note_served(HTTP_ROUTE, is_served=False) == {CHAT}
+    assert store.observed(CHAT).children == {}

@@ -6,7 +6,7 @@ import pytest
 
 from dedicate_operator.cluster import ResourceList, WatchEvent
 from dedicate_operator.errors import ClusterError
-from dedicate_operator.kinds import SERVICE
+from dedicate_operator.kinds import HTTP_ROUTE, SERVICE
 from dedicate_operator.watch import Watcher
 from dedicate_operator.workqueue import Backoff
 
@@ -42,6 +42,7 @@ class ScriptedServer:
 class Recorder:
     def __init__(self):
         self.seen: list[tuple] = []
+        self.served: list[tuple[str, bool]] = []
 
     def replace_children(self, kind, namespace, children, version):
         self.seen.append(("replace", [child["metadata"]["name"] for child in children], version))
@@ -52,12 +53,15 @@ class Recorder:
     def remove_child(self, kind, child):
         self.seen.append(("remove", child["metadata"]["name"]))
 
+    def note_served(self, kind, *, is_served):
+        self.served.append((str(kind), is_served))
 
-async def follow(server):
+
+async def follow(server, kind=SERVICE):
     """Run a watcher until the server has nothing more to say; the clock advances a minute at each look."""
     sink, ticks = Recorder(), iter(range(0, 10**9, 60))
     watcher = Watcher(
-        SERVICE,
+        kind,
         None,
         source=server,
         sink=sink,
@@ -70,29 +74,29 @@ async def follow(server):
         await asyncio.sleep(0)
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
-    return watcher, sink.seen
+    return watcher, sink
 
 
 async def test_lists_then_watches_from_the_lists_version():
     events = [("ADDED", resource("b", "11")), ("MODIFIED", resource("b", "12")), ("DELETED", resource("a", "13"))]
     server = ScriptedServer([([resource("a", "5")], "10")], [events])
-    watcher, seen = await follow(server)
-    assert seen == [("replace", ["a"], "10"), ("put", "b"), ("put", "b"), ("remove", "a")]
+    watcher, sink = await follow(server)
+    assert sink.seen == [("replace", ["a"], "10"), ("put", "b"), ("put", "b"), ("remove", "a")]
     assert server.asked == ["list", "watch 10", "watch 13"]
     assert watcher.synced.is_set()
 
 
 async def test_bookmark_moves_the_version_only():
     server = ScriptedServer([([], "10")], [[("BOOKMARK", resource("", "50"))]])
-    _, seen = await follow(server)
-    assert seen == [("replace", [], "10")]
+    _, sink = await follow(server)
+    assert sink.seen == [("replace", [], "10")]
     assert server.asked == ["list", "watch 10", "watch 50"]
 
 
 async def test_gone_version_is_listed_anew():
     server = ScriptedServer([([], "10"), ([resource("b", "90")], "100")], [[ClusterError("too old", code=410)]])
-    _, seen = await follow(server)
-    assert seen == [("replace", [], "10"), ("replace", ["b"], "100")]
+    _, sink = await follow(server)
+    assert sink.seen == [("replace", [], "10"), ("replace", ["b"], "100")]
     assert server.asked == ["list", "watch 10", "list", "watch 100"]
 
 
@@ -107,8 +111,8 @@ async def test_gone_version_is_listed_anew():
 )
 async def test_broken_watch_goes_on_from_where_it_was(error):
     server = ScriptedServer([([], "10")], [[("ADDED", resource("a", "11")), error]])
-    _, seen = await follow(server)
-    assert seen == [("replace", [], "10"), ("put", "a")]
+    _, sink = await follow(server)
+    assert sink.seen == [("replace", [], "10"), ("put", "a")]
     assert server.asked == ["list", "watch 10", "watch 11"]
 
 
@@ -116,4 +120,19 @@ async def test_failed_list_is_tried_again():
     server = ScriptedServer([ClusterError("down"), ClusterError("down", code=503), ([], "10")], [])
     watcher, _ = await follow(server)
     assert server.asked == ["list", "list", "list", "watch 10"]
+    assert watcher.synced.is_set()
+
+
+async def test_kind_that_the_cluster_lacks_holds_nobody_up():
+    server = ScriptedServer([ClusterError("no such page", code=404)], [])
+    watcher, sink = await follow(server, HTTP_ROUTE)
+    assert sink.served == [("HTTPRoute", False)]
+    assert watcher.synced.is_set()
+    assert server.asked == ["list"]
+
+
+async def test_kind_that_every_cluster_has_is_asked_for_until_it_answers():
+    server = ScriptedServer([ClusterError("starting", code=404), ([], "10")], [])
+    watcher, sink = await follow(server)
+    assert sink.served == [("Service", True)]
     assert watcher.synced.is_set()

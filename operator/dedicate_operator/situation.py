@@ -1,0 +1,52 @@
+"""What a status is computed from, and what it is made of. Plain values."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from dedicate_operator.kinds import Json
+from dedicate_operator.observed import Observed
+from dedicate_operator.settings import EndpointDefaults
+from dedicate_operator.spec import Endpoint
+
+ConditionStatus = Literal["True", "False", "Unknown"]
+
+
+@dataclass(frozen=True, slots=True)
+class Condition:
+    type: str
+    status: ConditionStatus
+    reason: str
+    message: str
+
+    @property
+    def is_false(self) -> bool:
+        return self.status == "False"
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """Why an endpoint cannot be accepted although its specification is valid by itself."""
+
+    reason: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Situation:
+    """All that a status is computed from.
+
+    Attributes:
+        refusal: set if the endpoint is not served as asked.
+        events: Warning Events of pods that wait for volumes, by the pod's uid.
+        has_keys: whether the Secret with the API keys was made.
+    """
+
+    endpoint: Endpoint
+    defaults: EndpointDefaults
+    observed: Observed
+    refusal: Refusal | None = None
+    events: Mapping[str, Sequence[Json]] = field(default_factory=dict)
+    has_keys: bool = True
