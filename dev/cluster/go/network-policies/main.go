@@ -83,8 +83,8 @@ func run(stop context.Context, config *options.KubeRouterConfig, healthy string)
 	return nil
 }
 
-// The controller sends a beat as each of its syncs begins; the second one, which a policy or the period asks for, shows
-// that the first has ended. Being told of one is as good: the rules that deny come with the policies.
+// The controller sends a beat as each of its syncs begins; the first comes right after the chains have been made that
+// everything else hangs in. Somebody has to receive them all.
 func serveAfterFirstSync(beats <-chan *healthcheck.ControllerHeartbeat, address string) {
 	<-beats
 	go func() {
