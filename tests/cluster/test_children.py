@@ -8,6 +8,7 @@ import pytest
 
 from tests.cluster.harness import COLLECTION_S, CORE, ENDPOINTS, RUNTIME_IMAGE, SMALLEST, eventually
 
+NETWORKING = "/apis/networking.k8s.io/v1"
 CLAIM_CACHE = {"persistentVolumeClaim": {"size": "1024Mi"}}
 
 
@@ -44,7 +45,12 @@ def test_pods_pass_restricted_pod_security(namespace):
 @pytest.mark.promise(2)
 @pytest.mark.parametrize(
     ("plural", "group"),
-    [("deployments", "/apis/apps/v1"), ("services", CORE), ("ingresses", "/apis/networking.k8s.io/v1")],
+    [
+        ("deployments", "/apis/apps/v1"),
+        ("services", CORE),
+        ("ingresses", NETWORKING),
+        ("networkpolicies", NETWORKING),
+    ],
 )
 def test_deleted_child_comes_back(namespace, plural, group):
     namespace.apply("seallm")
@@ -68,7 +74,10 @@ def test_deleted_child_comes_back(namespace, plural, group):
         ("deployments", "/apis/apps/v1", {"spec": {"template": {"spec": {"terminationGracePeriodSeconds": 31}}}}),
         ("services", CORE, {"spec": {"selector": {"another": "pod"}}}),
         ("services", CORE, {"spec": {"ports": [{"name": "http", "port": 81, "targetPort": 1}]}}),
-        ("ingresses", "/apis/networking.k8s.io/v1", {"spec": {"rules": [{"host": "elsewhere.example"}]}}),
+        ("ingresses", NETWORKING, {"spec": {"rules": [{"host": "elsewhere.example"}]}}),
+        ("networkpolicies", NETWORKING, {"spec": {"ingress": [{}]}}),
+        ("networkpolicies", NETWORKING, {"spec": {"podSelector": {"matchLabels": {"nobody": "here"}}}}),
+        ("networkpolicies", NETWORKING, {"spec": {"policyTypes": ["Ingress"]}}),
         ("services", CORE, {"metadata": {"labels": {"app.kubernetes.io/managed-by": None}}}),
         ("deployments", "/apis/apps/v1", {"metadata": {"ownerReferences": None}}),
     ],
@@ -114,6 +123,36 @@ def test_route_of_type_none_has_no_ingress(namespace):
     namespace.merge("seallm", {"route": {"type": "None"}})
     eventually(lambda: namespace.ingress("seallm") is None)
     assert namespace.endpoint("seallm")["status"]["url"] == f"http://seallm.{namespace.name}.svc/seallm/v1"
+
+
+def test_the_network_policy_goes_and_comes_with_its_mode(namespace):
+    path = namespace.path(NETWORKING, "networkpolicies", "seallm")
+    namespace.apply("seallm")
+    namespace.await_children("seallm")
+    assert namespace.api.get(path)["spec"]["policyTypes"] == ["Ingress", "Egress"]
+    namespace.merge("seallm", {"networkPolicy": {"mode": "None"}})
+    eventually(lambda: namespace.api.get(path) is None)
+    peer = {"ipBlock": {"cidr": "10.0.0.0/8", "except": []}}
+    namespace.merge("seallm", {"networkPolicy": {"mode": "Restricted", "allowFrom": [peer]}})
+    eventually(lambda: namespace.api.get(path))
+    assert namespace.api.get(path)["spec"]["ingress"][0]["from"] == [{"ipBlock": {"cidr": "10.0.0.0/8"}}]
+
+
+@pytest.mark.parametrize(
+    ("spec", "named"),
+    [
+        ({"networkPolicy": {"allowFrom": [{"namespace": "team"}]}}, ".spec.ingress[0].from[0].namespace"),
+        ({"networkPolicy": {"allowFrom": [{"ipBlock": {"cidr": "10.0.0.1"}}]}}, "cidr"),
+        ({"scheduling": {"affinity": {"nodeAfinity": {}}}}, "nodeAfinity"),
+    ],
+)
+def test_what_the_api_server_refuses_of_a_child_is_told(namespace, spec, named):
+    """A field that it does not know it answers with 500, as if asking again would help."""
+    namespace.apply("seallm", {**SMALLEST, **spec})
+    namespace.await_condition("seallm", "Accepted", "False", "ChildRefused")
+    assert named in namespace.message("seallm", "Accepted")
+    namespace.apply("seallm", SMALLEST)
+    namespace.await_condition("seallm", "Accepted", "True", "Valid")
 
 
 def test_suspended_endpoint_keeps_all_but_pods(namespace):

@@ -162,17 +162,18 @@ def find_rights(resources, admin, api_cluster, namespaces, tmp_path_factory):
     admin.create(f"{CORE}/namespaces/{RELEASE_NAMESPACE}/serviceaccounts", {"metadata": {"name": "nobody"}})
     path = tmp_path_factory.mktemp("nobody") / "kubeconfig"
     nobody = api_cluster.kubeconfig_for("nobody", RELEASE_NAMESPACE, path)
-    asked = [(verb, *resource) for resource in resources for verb in VERBS] + SPECIAL
+    asked = {(verb, *resource) for resource in resources for verb in VERBS} | set(SPECIAL)
 
-    def find(kubeconfig, namespace, name=""):
+    def find(kubeconfig, listed, namespace, name=""):
         api = Api(kubeconfig)
         try:
-            return {right for right in asked if may(api, right, namespace, name)}
+            # Kinds that this cluster does not serve may be listed all the same.
+            return {right for right in asked | listed if may(api, right, namespace, name)}
         finally:
             api.close()
 
-    of_nobody = find(nobody, "default")
-    return lambda account, namespace, name="": find(account.kubeconfig, namespace, name) - of_nobody
+    of_nobody = find(nobody, set(), "default")
+    return lambda account, *place: find(account.kubeconfig, account.rights(), *place) - of_nobody
 
 
 def may(api, right, namespace, name=""):

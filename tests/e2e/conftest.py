@@ -128,9 +128,7 @@ def values(node_cluster):
     images = push_images(RECIPES, node_cluster.registry, print)
     port = urlsplit(node_cluster.ingress_url).port
     api_port = node_cluster.plan.ports.api
-    return objects.build_local_values(
-        images, host="localhost", class_name=INGRESS_CLASS, port=port, api_port=api_port
-    )
+    return objects.build_local_values(images, host="localhost", class_name=INGRESS_CLASS, port=port, api_port=api_port)
 
 
 @pytest.fixture(scope="session")
