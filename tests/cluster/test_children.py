@@ -126,16 +126,15 @@ def test_route_of_type_none_has_no_ingress(namespace):
 
 
 def test_the_network_policy_goes_and_comes_with_its_mode(namespace):
-    path = namespace.path(NETWORKING, "networkpolicies", "seallm")
     namespace.apply("seallm")
     namespace.await_children("seallm")
-    assert namespace.api.get(path)["spec"]["policyTypes"] == ["Ingress", "Egress"]
+    assert namespace.policy("seallm")["spec"]["policyTypes"] == ["Ingress", "Egress"]
     namespace.merge("seallm", {"networkPolicy": {"mode": "None"}})
-    eventually(lambda: namespace.api.get(path) is None)
+    eventually(lambda: namespace.policy("seallm") is None)
     peer = {"ipBlock": {"cidr": "10.0.0.0/8", "except": []}}
     namespace.merge("seallm", {"networkPolicy": {"mode": "Restricted", "allowFrom": [peer]}})
-    eventually(lambda: namespace.api.get(path))
-    assert namespace.api.get(path)["spec"]["ingress"][0]["from"] == [{"ipBlock": {"cidr": "10.0.0.0/8"}}]
+    eventually(lambda: namespace.policy("seallm"))
+    assert namespace.policy("seallm")["spec"]["ingress"][0]["from"] == [{"ipBlock": {"cidr": "10.0.0.0/8"}}]
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from tests.cluster.audit import AuditLog
-from tests.cluster.harness import COLLECTION_S, CORE, DEPLOYMENTS, ENDPOINTS, INGRESSES, eventually
+from tests.cluster.harness import COLLECTION_S, CORE, DEPLOYMENTS, ENDPOINTS, eventually
 
 HEALED_S = 2.0
 MANAGER = "dedicate-operator"
@@ -54,7 +54,7 @@ def test_promise_02_what_differs_is_put_right_with_one_write(settled, api_cluste
 
 
 def test_promise_03_children_are_applied_under_one_field_manager(settled):
-    policy = settled.api.get(settled.path(INGRESSES, "networkpolicies", "seallm"))
+    policy = settled.policy("seallm")
     for child in (settled.deployment("seallm"), settled.service("seallm"), settled.ingress("seallm"), policy):
         managers = [(entry["manager"], entry["operation"], entry.get("subresource")) for entry in managed(child)]
         assert [entry for entry in managers if entry[2] is None] == [(MANAGER, "Apply", None)], child["kind"]
