@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -23,3 +25,25 @@ def export_previous(folder: Path) -> Path:
     archive = subprocess.run(["git", "archive", PREVIOUS], cwd=REPOSITORY, capture_output=True, check=True)
     subprocess.run(["tar", "--extract", f"--directory={folder}"], input=archive.stdout, check=True)
     return folder
+
+
+def push_previous_operator(tree: Path, registry: str) -> dict[str, str]:
+    """Build the image of an exported operator by that version's own recipe, push it, and return it as chart values."""
+    script = f"""
+import json
+from dev.images.api import push_images
+image = push_images(["operator"], {registry!r}, lambda line: None)["operator"]
+print(json.dumps({{"repository": image.name, "tag": image.tag, "digest": image.digest}}))
+"""
+    environment = os.environ | {"PYTHONPATH": str(tree)}
+    result = subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=tree,
+        env=environment,
+        stdout=subprocess.PIPE,
+        text=True,
+        timeout=1800,
+        check=True,
+    )
+    image: dict[str, str] = json.loads(result.stdout.splitlines()[-1])
+    return image

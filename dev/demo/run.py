@@ -148,7 +148,7 @@ def _check_local(cluster: Cluster, ingress_port: int) -> None:
 def _deploy(kube: Kube, progress: Progress, values: dict[str, object], value_files: tuple[Path, ...]) -> None:
     with progress.step("Chart: helm upgrade --install") as say:
         kube.apply(build_namespace(objects.OPERATOR_NAMESPACE), build_namespace(objects.ENDPOINT_NAMESPACE))
-        kube.install_chart(objects.RELEASE, objects.OPERATOR_NAMESPACE, values, value_files, say)
+        kube.install_chart(objects.RELEASE, objects.OPERATOR_NAMESPACE, values, value_files, say=say)
 
 
 def _serve(kube: Kube, progress: Progress, model_uri: str) -> Client:
