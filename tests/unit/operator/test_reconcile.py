@@ -236,6 +236,10 @@ async def test_owner_of_a_path_that_loses_it_loses_its_ingress(world):
         (ClusterError("is forbidden: exceeded quota: q", code=403), "QuotaExceeded"),
         (ClusterError("admission webhook denied", code=403), "ChildRefused"),
         (ClusterError("affinity is invalid", code=422), "ChildRefused"),
+        (
+            ClusterError("failed to create typed patch object (x): .spec.a: field not declared", code=500),
+            "ChildRefused",
+        ),
     ],
 )
 async def test_child_that_is_refused_is_told_and_tried_again(world, error, reason):
