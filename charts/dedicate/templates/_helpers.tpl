@@ -76,7 +76,7 @@ helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version | replace 
 - name: DEDICATE_NETWORK_POLICY_ALLOW_FROM
   value: {{ $policy.allowFrom | toJson | quote }}
 - name: DEDICATE_NETWORK_POLICY_MANAGEMENT_FROM
-  value: {{ prepend $policy.monitoringFrom $operator | toJson | quote }}
+  value: {{ prepend $policy.metricsFrom $operator | toJson | quote }}
 - name: DEDICATE_NETWORK_POLICY_EXTRA_EGRESS
   value: {{ $policy.extraEgress | toJson | quote }}
 - name: DEDICATE_LOG_FORMAT
@@ -85,6 +85,8 @@ helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version | replace 
   value: {{ .Values.logging.level | quote }}
 - name: DEDICATE_LIVENESS_PORT
   value: {{ .Values.ports.liveness | toString | quote }}
+- name: DEDICATE_METRICS_PORT
+  value: {{ ternary (toString .Values.ports.metrics) "" .Values.metrics.enabled | quote }}
 {{- end -}}
 
 {{/* Security context of a pod, after the restricted Pod Security Standard. */}}
