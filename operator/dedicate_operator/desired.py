@@ -11,6 +11,7 @@ from dedicate_operator.drift import find_drift
 from dedicate_operator.ingress import build_ingress
 from dedicate_operator.kinds import CHILDREN, CLAIM, Json, Kind, kind_of
 from dedicate_operator.manifests import build_cache_claim, build_deployment, build_service
+from dedicate_operator.networkpolicy import build_network_policy, is_restricted
 from dedicate_operator.observed import Observed, is_owned, is_terminating
 from dedicate_operator.settings import EndpointDefaults
 from dedicate_operator.spec import Endpoint, OwnedClaimCache
@@ -47,6 +48,8 @@ def build_desired(
     manifests: list[Json] = []
     if isinstance(endpoint.spec.cache, OwnedClaimCache):
         manifests.append(build_cache_claim(endpoint, endpoint.spec.cache))
+    if is_restricted(endpoint, defaults):
+        manifests.append(build_network_policy(endpoint, defaults))
     manifests += [build_service(endpoint), build_deployment(endpoint, defaults, can_surge=can_surge)]
     if is_routed:
         manifests.append(build_ingress(endpoint, defaults))

@@ -10,6 +10,7 @@ from dedicate_operator.diagnosis import EXIT_REASONS
 from dedicate_operator.errors import SettingsError
 from dedicate_operator.ingress import build_ingress
 from dedicate_operator.manifests import build_deployment, build_keys_secret, build_service
+from dedicate_operator.networkpolicy import build_network_policy
 from dedicate_operator.settings import Settings as OperatorSettings
 from dedicate_runtime.errors import ExitCode
 from dedicate_runtime.settings import _build_parser
@@ -90,11 +91,13 @@ class TestOperatorEnvironment:
         assert [item["name"] for item in operator_container["env"]] == list(rows)
 
     def test_the_operator_reads_what_the_chart_writes(self, operator_container):
-        settings = OperatorSettings.from_environment(
-            {item["name"]: item.get("value", "") for item in operator_container["env"]}
-        )
-        # The chart names the Lease after the release; everything else is the operator's own default.
+        # The chart names the Lease after the release and knows who the operator's pods are and where metrics are
+        # scraped from; everything else is the operator's own default.
+        environment = {item["name"]: item.get("value", "") for item in operator_container["env"]}
+        settings = OperatorSettings.from_environment(environment)
+        management = "DEDICATE_NETWORK_POLICY_MANAGEMENT_FROM"
         own = {
+            management: environment[management],
             "DEDICATE_RUNTIME_IMAGE": settings.defaults.image,
             "DEDICATE_LEASE_NAME": "dedicate",
             "DEDICATE_LEASE_NAMESPACE": "dedicate-system",
@@ -118,6 +121,14 @@ class TestOperatorEnvironment:
             "route": {"host": "llm.example.com", "className": "traefik", "externalPort": 8443},
             "logging": {"format": "plain", "level": "debug"},
             "ports": {"liveness": 8181, "metrics": 8282},
+            "networkPolicy": {
+                "endpoints": {
+                    "mode": "None",
+                    "allowFrom": [{"podSelector": {}}],
+                    "metricsFrom": [{"namespaceSelector": {}}],
+                    "extraEgress": [{"ports": [{"port": 3128}]}],
+                }
+            },
         }
         (deployment,) = (item for item in render(values) if item["kind"] == "Deployment")
         (container,) = deployment["spec"]["template"]["spec"]["containers"]
@@ -128,6 +139,12 @@ class TestOperatorEnvironment:
         assert settings.defaults.route_host == "llm.example.com"
         assert settings.defaults.route_class_name == "traefik"
         assert settings.defaults.route_external_port == 8443
+        assert settings.defaults.network_policy.mode == "None"
+        assert settings.defaults.network_policy.allow_from == ({"podSelector": {}},)
+        operator, monitoring = settings.defaults.network_policy.management_from
+        assert operator["podSelector"]["matchLabels"] == deployment["spec"]["selector"]["matchLabels"]
+        assert monitoring == {"namespaceSelector": {}}
+        assert settings.defaults.network_policy.extra_egress == ({"ports": [{"port": 3128}]},)
         assert (settings.log_format, settings.log_level) == ("plain", "debug")
         assert settings.liveness_port == 8181 == container["ports"][0]["containerPort"]
         assert settings.metrics_port == 8282 == container["ports"][1]["containerPort"]
@@ -136,6 +153,7 @@ class TestOperatorEnvironment:
         settings = OperatorSettings.from_environment({"DEDICATE_RUNTIME_IMAGE": "runtime:1"})
         assert rows["DEDICATE_RUNTIME_IMAGE"] == "required"
         assert strip(rows["DEDICATE_LEASE_NAME"]) == settings.lease_name
+        assert strip(rows["DEDICATE_NETWORK_POLICY_MODE"]) == settings.defaults.network_policy.mode
         assert strip(rows["DEDICATE_LOG_FORMAT"]) == settings.log_format
         assert strip(rows["DEDICATE_LOG_LEVEL"]) == settings.log_level
         assert rows["DEDICATE_LIVENESS_PORT"] == str(settings.liveness_port)
@@ -143,6 +161,7 @@ class TestOperatorEnvironment:
         assert empty == set(rows) - {
             "DEDICATE_RUNTIME_IMAGE",
             "DEDICATE_LEASE_NAME",
+            "DEDICATE_NETWORK_POLICY_MODE",
             "DEDICATE_LOG_FORMAT",
             "DEDICATE_LOG_LEVEL",
             "DEDICATE_LIVENESS_PORT",
@@ -167,8 +186,13 @@ class TestNamesAndLabels:
         name = endpoint.key.name
         table = contract.table("Names and labels")
         rows = {row["child"]: strip(row["name"]).replace("<CR name>", name) for row in table}
-        assert rows["Deployment, Service, Ingress"] == name
-        for child in (build_deployment(endpoint, defaults), build_service(endpoint), build_ingress(endpoint, defaults)):
+        assert rows["Deployment, Service, Ingress, NetworkPolicy"] == name
+        for child in (
+            build_deployment(endpoint, defaults),
+            build_service(endpoint),
+            build_ingress(endpoint, defaults),
+            build_network_policy(endpoint, defaults),
+        ):
             assert child["metadata"]["name"] == name
         secret = build_keys_secret(endpoint, "key")
         assert rows["Secret with the generated key (key `default`)"] == secret["metadata"]["name"]
@@ -181,6 +205,7 @@ class TestNamesAndLabels:
         assert spec["selector"]["matchLabels"] == selector
         assert build_service(endpoint)["spec"]["selector"] == selector
         assert selector.items() <= spec["template"]["metadata"]["labels"].items()
+        assert build_network_policy(endpoint, defaults)["spec"]["podSelector"] == {"matchLabels": selector}
 
 
 class TestFiles:
