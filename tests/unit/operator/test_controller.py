@@ -66,7 +66,7 @@ async def test_later_events_are_worked_on(cluster, controller):
     controller.observe_endpoint("ADDED", cluster.put(ENDPOINT, custom_resource()))
     await eventually(lambda: "status" in cluster.objects[ENDPOINT, CHAT])
     service = cluster.objects.pop((SERVICE, CHAT))
-    controller.remove_child(SERVICE, service)
+    controller.remove(SERVICE, None, service)
     await eventually(lambda: (SERVICE, CHAT) in cluster.objects)
 
 
