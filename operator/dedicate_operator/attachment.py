@@ -12,13 +12,6 @@ from dedicate_operator.routes import ParentRef
 from dedicate_operator.situation import Refusal
 from dedicate_operator.surroundings import Gateway, Listener, Surroundings
 
-# What to do about the reasons that Gateway controllers give for not accepting a route.
-_ADVICE = {
-    "NotAllowedByListeners": "its listeners let in no routes of this namespace: see their allowedRoutes.namespaces",
-    "NoMatchingListenerHostname": "none of its listeners is for this host: see spec.route.host and their hostname",
-    "NoMatchingParent": "it has no listener of this sectionName or port: see spec.route.parentRefs",
-}
-
 
 @dataclass(frozen=True, slots=True)
 class Attachment:
@@ -41,8 +34,7 @@ def _assess(parent: ParentRef, http_route: Json, surroundings: Surroundings) -> 
     gateway = surroundings.find_gateway(key)
 
     if surroundings.lacks_gateway(key):
-        message = f"Gateway {key} does not exist: see spec.route.parentRefs, or the chart's route.parentRefs"
-        return Attachment(parent, gateway, Refusal("GatewayNotFound", message))
+        return Attachment(parent, gateway, Refusal("GatewayNotFound", f"Gateway {key} does not exist"))
     complaint = _find_complaint(parent, http_route) or (gateway and gateway.obstacle)
     refusal = Refusal("NotAdmitted", f"Gateway {key} {complaint}") if complaint else None
     return Attachment(parent, gateway, refusal)
@@ -52,7 +44,7 @@ def _find_complaint(parent: ParentRef, http_route: Json) -> str | None:
     """Return what is said against the route at one Gateway; of several controllers one that takes it up will do."""
     entries = [entry for entry in _read_entries(http_route) if _is_about(entry, parent, http_route)]
     if not entries:
-        return "has not answered: does it exist, and does the controller of its class run?"
+        return "has not answered"
     complaints = [_read_complaint(entry, http_route) for entry in entries]
     return None if None in complaints else complaints[0]
 
@@ -78,10 +70,8 @@ def _read_complaint(entry: Json, http_route: Json) -> str | None:
         return "has not looked at the present route yet"
     for condition in (accepted, conditions.get("ResolvedRefs")):
         if condition is not None and condition.get("status") != "True":
-            reason = condition.get("reason", "")
-            said = f"{reason}: {condition.get('message', '')}".rstrip(": ")
-            advice = _ADVICE.get(reason)
-            return f"does not take the route up ({said})" + (f"; {advice}" if advice else "")
+            said = f"{condition.get('reason')}: {condition.get('message', '')}".rstrip(": ")
+            return f"does not take the route up ({said})"
     return None
 
 

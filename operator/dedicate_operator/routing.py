@@ -68,10 +68,10 @@ def _build_ingress_routed(situation: Situation, placement: Placement) -> Conditi
     # First: a controller that once gave an address does not take it back when the class changes.
     if classes is not None and class_name is not None and class_name not in classes:
         known = ", ".join(sorted(classes)) or "none"
-        message = f"there is no IngressClass {class_name} (there is: {known}): see spec.route.className"
+        message = f"there is no IngressClass {class_name} (there is: {known})"
         return Condition(_TYPE, "False", "ClassNotFound", message)
     if classes is not None and class_name is None and ingress is not None and not _find_ingress_address(ingress):
-        message = "no class is named and the cluster has no default IngressClass: see spec.route.className"
+        message = "no class is named and the cluster has no default IngressClass"
         return Condition(_TYPE, "False", "ClassNotFound", message)
     if _find_ingress_address(ingress) is None:
         of_class = f"of class {class_name}" if class_name else "of the cluster's default class"
@@ -99,14 +99,10 @@ def _find_ignored(situation: Situation, placement: Placement) -> str | None:
 
 def _build_gateway_routed(situation: Situation, placement: Placement) -> Condition:
     if not situation.surroundings.serves_http_routes:
-        message = (
-            "the cluster has no HTTPRoute of gateway.networking.k8s.io/v1: "
-            "install the Gateway API, or set spec.route.type to Ingress"
-        )
+        message = "the cluster does not know HTTPRoutes of gateway.networking.k8s.io/v1"
         return Condition(_TYPE, "False", "GatewayAPINotInstalled", message)
     if not placement.parents:
-        message = "no Gateway is named: set spec.route.parentRefs, or route.parentRefs of the chart"
-        return Condition(_TYPE, "False", "GatewayNotNamed", message)
+        return Condition(_TYPE, "False", "GatewayNotNamed", "no Gateway is named for the HTTPRoute")
     attachments = _assess(situation, placement)
     refusals = [item.refusal for item in attachments if item.refusal is not None]
     told = "; ".join(refusal.message for refusal in refusals)

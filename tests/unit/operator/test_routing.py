@@ -79,7 +79,7 @@ OWN = {"namespace": "team", "name": "own", "port": 80}
             situation(ROUTE, answer(), surroundings=know(namespace="infra")),
             "False",
             "GatewayNotFound",
-            "route.parentRefs",
+            "does not exist",
         ),
         # Where the operator may not look, the answer of the controller counts.
         (situation(ROUTE, answer(), surroundings=know(namespace="team")), "True", "Programmed", ""),
@@ -92,10 +92,15 @@ OWN = {"namespace": "team", "name": "own", "port": 80}
             situation(ROUTE, answer("False", "NotAllowedByListeners")),
             "False",
             "NotAdmitted",
-            "allowedRoutes.namespaces",
+            "(NotAllowedByListeners)",
         ),
-        (situation(ROUTE, answer("False", "NoMatchingListenerHostname")), "False", "NotAdmitted", "spec.route.host"),
-        (situation(ROUTE, answer("False", "NoMatchingParent")), "False", "NotAdmitted", "spec.route.parentRefs"),
+        (
+            situation(ROUTE, answer("False", "NoMatchingListenerHostname")),
+            "False",
+            "NotAdmitted",
+            "(NoMatchingListenerHostname)",
+        ),
+        (situation(ROUTE, answer("False", "NoMatchingParent")), "False", "NotAdmitted", "(NoMatchingParent)"),
         (situation(ROUTE, answer("False", "Odd", "because")), "False", "NotAdmitted", "(Odd: because)"),
         (situation(ROUTE, answer(resolved="False")), "False", "NotAdmitted", "BackendNotFound: no Service"),
         # One of two controllers that both watch the Gateway's class.
@@ -129,8 +134,8 @@ OWN = {"namespace": "team", "name": "own", "port": 80}
             "Programmed",
             "",
         ),
-        (situation(ROUTE, surroundings=know(api=False)), "False", "GatewayAPINotInstalled", "install the Gateway API"),
-        (situation({"type": "HTTPRoute"}), "False", "GatewayNotNamed", "spec.route.parentRefs"),
+        (situation(ROUTE, surroundings=know(api=False)), "False", "GatewayAPINotInstalled", "does not know HTTPRoutes"),
+        (situation({"type": "HTTPRoute"}), "False", "GatewayNotNamed", "no Gateway is named"),
         (
             situation({}, answer(), route_type="HTTPRoute", route_parent_refs=(ParentRef("public", "infra"),)),
             "True",
