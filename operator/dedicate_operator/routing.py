@@ -70,11 +70,10 @@ def _build_ingress_routed(situation: Situation, placement: Placement) -> Conditi
         known = ", ".join(sorted(classes)) or "none"
         message = f"there is no IngressClass {class_name} (there is: {known})"
         return Condition(_TYPE, "False", "ClassNotFound", message)
-    if classes is not None and class_name is None and ingress is not None and not _find_ingress_address(ingress):
-        message = "no class is named and the cluster has no default IngressClass"
-        return Condition(_TYPE, "False", "ClassNotFound", message)
     if _find_ingress_address(ingress) is None:
         of_class = f"of class {class_name}" if class_name else "of the cluster's default class"
+        if classes is not None and class_name is None and situation.surroundings.find_default_class() is None:
+            of_class += ", which it has not,"
         return Condition(_TYPE, "False", "NotAdmitted", f"no ingress controller {of_class} gave the Ingress an address")
     message = "the ingress controller gave the Ingress an address"
     ignored = _find_ignored(situation, placement)

@@ -127,7 +127,9 @@ def kube(node_cluster):
 def values(node_cluster):
     images = push_images(RECIPES, node_cluster.registry, print)
     port = urlsplit(node_cluster.ingress_url).port
-    return objects.build_local_values(images, host="localhost", class_name=INGRESS_CLASS, port=port)
+    values = objects.build_local_values(images, host="localhost", class_name=INGRESS_CLASS, port=port)
+    values["route"]["externalTLSPort"] = urlsplit(node_cluster.ingress_tls_url).port
+    return values
 
 
 @pytest.fixture(scope="session")

@@ -197,8 +197,8 @@ def test_ingress(subject, status, reason, said):
 def test_no_class_named_and_none_is_the_default():
     subject = situation({}, ingress={}, surroundings=classes("a"))
     del subject.observed.children[INGRESS, "chat"]["spec"]["ingressClassName"]
-    assert build_routed(subject).reason == "ClassNotFound"
-    assert "no default IngressClass" in build_routed(subject).message
+    assert build_routed(subject).reason == "NotAdmitted"
+    assert "the cluster's default class, which it has not" in build_routed(subject).message
 
 
 NARROW = HTTPS | {"hostname": "llm.example.com"}
