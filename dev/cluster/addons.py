@@ -155,7 +155,7 @@ def _define_kinds(client: ApiClient) -> None:
 
 
 def _is_established(definition: Manifest) -> bool:
-    conditions = definition.get("status", {}).get("conditions", [])
+    conditions = (definition.get("status") or {}).get("conditions") or []
     return any(item["type"] == "Established" and item["status"] == "True" for item in conditions)
 
 

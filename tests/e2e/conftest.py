@@ -84,6 +84,11 @@ class Endpoints:
         quick = {"termination": {"preStopSeconds": 2, "drainSeconds": 20}}
         self.kube.apply(objects.build_endpoint(model_uri, name=name, namespace=self.namespace, **{**quick, **spec}))
 
+    def patch(self, name, spec):
+        """Merge into the specification; None removes a field."""
+        patch = json.dumps({"spec": spec})
+        self.kube.kubectl("patch", "de", name, f"--namespace={self.namespace}", "--type=merge", f"--patch={patch}")
+
     def get(self, name):
         return self.kube.get("dedicatedendpoint", name, self.namespace)
 
@@ -109,7 +114,7 @@ class Endpoints:
 
     def children(self, name):
         """Return `kind/name` of what carries the endpoint's label; a cache claim may be kept and is not counted."""
-        kinds = "deployments,replicasets,pods,services,endpointslices,ingresses,secrets"
+        kinds = "deployments,replicasets,pods,services,endpointslices,ingresses,httproutes,secrets"
         items = self.kube.items(kinds, self.namespace, f"dedicate.dev/endpoint={name}")
         return sorted(f"{item['kind']}/{item['metadata']['name']}" for item in items)
 
@@ -155,6 +160,12 @@ def endpoints(kube, release):
 def examples(kube, release):
     """A namespace of its own, because names in examples/ are what they are."""
     return _open_namespace(kube, "examples")
+
+
+@pytest.fixture(scope="session")
+def open_namespace(kube, release):
+    """Make one more namespace of the restricted kind, with the model in it."""
+    return lambda name: _open_namespace(kube, name)
 
 
 def _open_namespace(kube, name):
