@@ -22,6 +22,8 @@ _LOG = logging.getLogger(__name__)
 
 # Arbitrary; how late it may be noticed that a kind has come to be served.
 _UNSERVED_PERIOD_S = 30.0
+# With the pauses between them some ten seconds.
+_MAX_REFUSALS = 6
 
 
 class Source(Protocol):
@@ -92,7 +94,7 @@ class Watcher:
                     self._version = None
                 if error.is_not_found and self.kind in OPTIONAL:
                     await self._await_kind()
-                elif self.kind in SURROUNDING and (error.is_not_found or error.is_right_missing):
+                elif self.kind in SURROUNDING and self._is_out_of_reach(error):
                     await self._await_right()
                 else:
                     await self._pause(error)
@@ -127,6 +129,10 @@ class Watcher:
         self._sink.note_served(self.kind, is_served=False)
         self.synced.set()
         await asyncio.sleep(_UNSERVED_PERIOD_S)
+
+    def _is_out_of_reach(self, error: ClusterError) -> bool:
+        """Tell whether it may not be read for good; an API server that just started refuses everybody for seconds."""
+        return error.is_not_found or (error.is_right_missing and self._num_failures >= _MAX_REFUSALS)
 
     async def _await_right(self) -> None:
         """Do without what may not be read, and look again later."""

@@ -10,7 +10,7 @@ from dedicate_operator.controller import Controller
 from dedicate_operator.errors import ClusterError, NotLeaderError
 from dedicate_operator.fence import Fence, read_clock
 from dedicate_operator.identity import Key
-from dedicate_operator.kinds import DEPLOYMENT, ENDPOINT, INGRESS, LEASE, SERVICE
+from dedicate_operator.kinds import DEPLOYMENT, ENDPOINT, INGRESS, INGRESS_CLASS, LEASE, SERVICE
 from dedicate_operator.settings import Settings
 from tests.unit.operator.builders import DEFAULTS, HUB, custom_resource
 from tests.unit.operator.fake_cluster import LEASE_KEY, FakeCluster
@@ -165,3 +165,26 @@ async def test_pass_that_lost_the_lead_is_made_again(cluster, controller):
     await eventually(lambda: ("apply", "Deployment", "chat") in cluster.writes)
     cluster.refusals.clear()
     await eventually(lambda: "status" in cluster.objects[ENDPOINT, CHAT])
+
+
+async def test_classes_which_a_role_cannot_grant_are_not_asked_for(cluster):
+    made = Controller(Settings(DEFAULTS, watch_namespaces=("a", "b")), cluster, Fence(read_clock), identity="me_1")
+    watched = {(str(watcher.kind), watcher.namespace) for watcher in made._watchers}
+    assert {("Gateway", "a"), ("Gateway", "b"), ("Ingress", "a"), ("HTTPRoute", "b")} <= watched
+    assert "IngressClass" not in {kind for kind, _ in watched}
+    everywhere = Controller(Settings(DEFAULTS), cluster, Fence(read_clock), identity="me_2")
+    assert ("IngressClass", None) in {(str(watcher.kind), watcher.namespace) for watcher in everywhere._watchers}
+
+
+async def test_new_surroundings_are_worked_on(cluster, controller):
+    cluster.put(ENDPOINT, custom_resource(spec=HUB | {"route": {"className": "nginx"}}))
+    controller.start()
+    await eventually(lambda: (INGRESS, CHAT) in cluster.objects)
+    await eventually(lambda: "ClassNotFound" in str(cluster.objects[ENDPOINT, CHAT].get("status")))
+    nginx = {"metadata": {"name": "nginx"}, "spec": {"controller": "k8s.io/ingress-nginx"}}
+    controller.put(INGRESS_CLASS, None, nginx)
+    await eventually(lambda: "nginx.ingress.kubernetes.io" in str(cluster.objects[INGRESS, CHAT]))
+    controller.remove(INGRESS_CLASS, None, nginx)
+    await eventually(lambda: "ClassNotFound" in str(cluster.objects[ENDPOINT, CHAT].get("status")))
+    controller.forget(INGRESS_CLASS, None)
+    await eventually(lambda: "NotAdmitted" in str(cluster.objects[ENDPOINT, CHAT].get("status")))

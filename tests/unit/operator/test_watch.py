@@ -144,11 +144,17 @@ async def test_kind_that_the_cluster_lacks_holds_nobody_up():
     ],
 )
 async def test_surroundings_that_may_not_be_read_hold_nobody_up(kind, error):
-    server = ScriptedServer([error], [])
+    server = ScriptedServer([error] * 9, [])
     watcher, sink = await follow(server, kind)
     assert sink.seen == [("forget", str(kind))]
     assert watcher.synced.is_set()
-    assert server.asked == ["list"]
+
+
+async def test_what_is_known_of_surroundings_is_kept_while_an_api_server_that_starts_knows_no_roles():
+    refusal = ClusterError('gateways is forbidden: User "x" cannot watch', code=403)
+    server = ScriptedServer([([resource("a", "5")], "10")], [[refusal], [refusal], [refusal]])
+    _, sink = await follow(server, GATEWAY)
+    assert sink.seen == [("replace", ["a"], "10")]
 
 
 async def test_children_are_selected_by_label_and_surroundings_are_not():
