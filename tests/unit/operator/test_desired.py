@@ -81,6 +81,12 @@ def test_obsolete_children_go_the_route_first_and_a_retained_cache_stays(policy,
     assert list(plan.obsolete) == expected
 
 
+def test_kept_kinds_are_not_obsolete():
+    unrouted = build_desired(ENDPOINT, DEFAULTS, None)
+    assert plan_writes(ENDPOINT, unrouted, Observed(observe())).obsolete == ((INGRESS, "chat"),)
+    assert plan_writes(ENDPOINT, unrouted, Observed(observe()), kept=frozenset({INGRESS})).obsolete == ()
+
+
 def child(*references, labels=None):
     return {"metadata": {"ownerReferences": list(references), "labels": labels or {}}}
 
