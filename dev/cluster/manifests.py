@@ -1,4 +1,4 @@
-"""Manifests that a Go module carries beside its code, fetched once for each pin: the Gateway API's definitions."""
+"""Manifests that a Go module carries beside its code, fetched once for each pin: definitions of others' kinds."""
 
 from __future__ import annotations
 
@@ -38,6 +38,7 @@ class ManifestModule:
 
 
 GATEWAY_API = ManifestModule("gateway-api", "config/crd/standard")
+PROMETHEUS_OPERATOR = ManifestModule("prometheus-operator", "example/prometheus-operator-crd")
 
 
 def obtain_manifests(module: ManifestModule) -> Path:
