@@ -1,8 +1,9 @@
-"""What is derived from CRD, chart values, tested architectures, clients and wire types, kept in step with them.
+"""What is derived from CRD, chart values, architectures, clients, wire types and metrics, kept in step with them.
 
 `python -m dev.derived sync` writes it, `python -m dev.derived check` names what is stale. Derived are the chart's copy
-of the CRD, and what stands between `<!-- name -->` and `<!-- /name -->` in the chart's README, in
-docs/custom-resource.md, in docs/models.md, in docs/api.md and in docs/clients.md.
+of the CRD, its dashboards, and what stands between `<!-- name -->` and `<!-- /name -->` in the chart's README, in
+docs/custom-resource.md, in docs/models.md, in docs/api.md, in docs/clients.md, in docs/observability.md
+and in docs/promises.md.
 """
 
 from __future__ import annotations
@@ -19,8 +20,11 @@ import yaml
 from dev import api_page
 from dev.chart import CHART
 from dev.clients import SNIPPETS, build_version_rows
+from dev.dashboards.build import build_dashboards
 from dev.models import build_refused_rows, build_served_rows
+from dev.monitoring import ALERT_HEADER, METRIC_HEADER, build_alert_rows, build_metric_rows
 from dev.paths import REPOSITORY
+from dev.promises import build_promise_list, find_promise_tests, find_promises
 
 CRD = REPOSITORY / "crds" / "dedicatedendpoints.yaml"
 CRD_COPY = CHART / "files" / CRD.name
@@ -30,6 +34,9 @@ REFERENCE = REPOSITORY / "docs" / "custom-resource.md"
 MODELS = REPOSITORY / "docs" / "models.md"
 API = REPOSITORY / "docs" / "api.md"
 CLIENTS = REPOSITORY / "docs" / "clients.md"
+OBSERVABILITY = REPOSITORY / "docs" / "observability.md"
+DASHBOARDS = CHART / "dashboards"
+PROMISES = REPOSITORY / "docs" / "promises.md"
 _LANGUAGES = {".py": "python", ".mjs": "js", ".sh": "sh"}
 
 Schema = Mapping[str, Any]
@@ -52,6 +59,9 @@ def build_derived() -> dict[Path, str]:
         MODELS: _replace_part(models, "refused", refused),
         API: build_api_page(API.read_text()),
         CLIENTS: build_clients_page(CLIENTS.read_text()),
+        OBSERVABILITY: build_observability_page(OBSERVABILITY.read_text()),
+        **{DASHBOARDS / name: text for name, text in build_dashboards().items()},
+        PROMISES: build_promises_page(PROMISES.read_text()),
     }
 
 
@@ -64,6 +74,12 @@ def build_api_page(page: str) -> str:
     return _replace_part(_replace_part(page, "refused", refused), "ignored", ignored)
 
 
+def build_observability_page(text: str) -> str:
+    """Put the operator's metrics and the chart's alerts in their places in docs/observability.md."""
+    text = _replace_part(text, "metrics", _build_table(METRIC_HEADER, build_metric_rows()))
+    return _replace_part(text, "alerts", _build_table(ALERT_HEADER, build_alert_rows()))
+
+
 def build_clients_page(text: str) -> str:
     """Put the tested versions, and every example that the tests run, in their places in docs/clients.md."""
     text = _replace_part(text, "versions", _build_table(["client", "package", "version"], build_version_rows()))
@@ -71,6 +87,14 @@ def build_clients_page(text: str) -> str:
         block = f"```{_LANGUAGES[snippet.suffix]}\n{snippet.read_text()}```\n"
         text = _replace_part(text, snippet.name, block)
     return text
+
+
+def build_promises_page(page: str) -> str:
+    """Put below each promise the tests that hold it."""
+    tests = find_promise_tests()
+    for number in find_promises(page):
+        page = _replace_part(page, f"promise-{number}", build_promise_list(tests.get(number, [])))
+    return page
 
 
 def iterate_values(text: str) -> Iterator[tuple[str, Any, str]]:

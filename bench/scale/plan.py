@@ -8,6 +8,7 @@ from dedicate_operator.desired import build_desired
 from dedicate_operator.kinds import kind_of
 from dedicate_operator.manifests import build_keys_secret
 from dedicate_operator.parsing import parse_endpoint
+from dedicate_operator.placement import Placement
 from dedicate_operator.settings import EndpointDefaults
 
 NAMESPACE = "fleet"
@@ -36,7 +37,7 @@ def build_endpoint(index: int) -> Json:
 def build_children(resource: Json) -> list[tuple[str, Json]]:
     """Return the children of an endpoint as the API server has it, each with its address."""
     endpoint = parse_endpoint(resource)
-    manifests = [build_keys_secret(endpoint, "k" * 43), *build_desired(endpoint, _DEFAULTS, is_routed=True)]
+    manifests = [build_keys_secret(endpoint, "k" * 43), *build_desired(endpoint, _DEFAULTS, Placement("Ingress"))]
     return [(_address(manifest), manifest) for manifest in manifests]
 
 

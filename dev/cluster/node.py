@@ -61,6 +61,7 @@ def build_node(plan: ClusterPlan, paths: ClusterPaths) -> tuple[Component, ...]:
         _own_program("addons", "dev.cluster.addons", paths, needs=("kube-apiserver",)),
         _kubelet(plan, paths),
         _kube_proxy(plan, paths),
+        _network_policies(plan, paths),
         _gpus(plan, paths),
         _registry(plan, paths),
         _coredns(plan, paths),
@@ -131,6 +132,24 @@ def _kube_proxy(plan: ClusterPlan, paths: ClusterPaths) -> Component:
     )
 
 
+def _network_policies(plan: ClusterPlan, paths: ClusterPaths) -> Component:
+    """Enforce NetworkPolicies; it looks the node's address up, and so starts after the kubelet has registered it."""
+    health = f"{plan.node_address}:10244"
+    return Component(
+        name="network-policies",
+        command=(
+            *ON_NODE_NETWORK,
+            plan.binary("network-policies"),
+            f"--kubeconfig={paths.component_kubeconfig('network-policies')}",
+            f"--node={plan.name}",
+            f"--service-cidr={plan.service_cidr}",
+            f"--healthz={health}",
+        ),
+        needs=("addons", "kubelet", "kube-proxy"),
+        ready=HttpProbe(f"http://{health}/healthz"),
+    )
+
+
 def _gpus(plan: ClusterPlan, paths: ClusterPaths) -> Component:
     return Component(
         name="gpus",
@@ -160,6 +179,7 @@ def _coredns(plan: ClusterPlan, paths: ClusterPaths) -> Component:
 def _traefik(plan: ClusterPlan, paths: ClusterPaths) -> Component:
     entry_points = {
         "web": f"127.0.0.1:{plan.ports.ingress}",
+        "websecure": f"127.0.0.1:{plan.ports.ingress_tls}",
         # The address that Ingress status publishes: pods reach it, and so does this machine.
         "link": f"{plan.host_address}:{plan.ports.ingress_link}",
     }
@@ -169,8 +189,6 @@ def _traefik(plan: ClusterPlan, paths: ClusterPaths) -> Component:
             plan.binary("traefik"),
             *(f"--entrypoints.{name}.address={address}" for name, address in entry_points.items()),
             *(f"--entrypoints.{name}.asdefault=true" for name in entry_points),
-            # The time for a whole request body; answers may stream for as long as they like.
-            *(f"--entrypoints.{name}.transport.respondingtimeouts.readtimeout=600s" for name in entry_points),
             f"--entrypoints.ping.address=127.0.0.1:{plan.ports.ingress_ping}",
             "--ping=true",
             "--ping.entrypoint=ping",
@@ -178,6 +196,9 @@ def _traefik(plan: ClusterPlan, paths: ClusterPaths) -> Component:
             f"--providers.kubernetesingress.ingressendpoint.ip={plan.host_address}",
             "--providers.kubernetesingress.allowemptyservices=true",
             "--providers.kubernetesingress.strictprefixmatching=true",
+            "--providers.kubernetesgateway=true",
+            # A Gateway's listeners are the entry points of their ports, which are on loopback.
+            "--providers.kubernetesgateway.statusaddress.ip=127.0.0.1",
             "--global.checknewversion=false",
             "--global.sendanonymoususage=false",
         ),

@@ -94,6 +94,11 @@ def _free_ports() -> Iterator[int]:
             yield port
 
 
+def find_free_port() -> int:
+    """Return a port of 127.0.0.1 that nobody listens on."""
+    return next(_free_ports())
+
+
 def choose_ports(profile: Profile, ingress_port: int | None) -> Ports:
     """Return free ports; with a node, which has an address of its own, the customary ones where they are free."""
     free = _free_ports()
@@ -104,9 +109,11 @@ def choose_ports(profile: Profile, ingress_port: int | None) -> Ports:
     return Ports(
         api=prefer(6443),
         registry=prefer(5000),
-        dns=prefer(1053),
+        # The port that NetworkPolicies let through, which see it as it is behind the Service.
+        dns=prefer(53),
         ingress=ingress_port or next(free),
         ingress_link=prefer(80),
+        ingress_tls=next(free),
         etcd=next(free),
         etcd_peer=next(free),
         controller_manager=next(free),

@@ -18,6 +18,7 @@ from dedicate_operator.fence import Fence
 from dedicate_operator.identity import Key
 from dedicate_operator.kinds import ENDPOINT, EVENT, LEASE, SECRET, Json, Kind, kind_of
 from dedicate_operator.leadership import TRANSIT_S
+from dedicate_operator.metrics import Metrics
 
 if TYPE_CHECKING:
     from lightkube.config.kubeconfig import SingleConfig
@@ -47,7 +48,7 @@ class WatchEvent(NamedTuple):
 class Cluster:
     """One API server; whatever is written passes the fence, but for the Lease itself."""
 
-    def __init__(self, fence: Fence, config: SingleConfig | None = None) -> None:
+    def __init__(self, fence: Fence, metrics: Metrics, config: SingleConfig | None = None) -> None:
         """Find the cluster in the pod's service account, else in `KUBECONFIG`.
 
         Raises:
@@ -55,6 +56,7 @@ class Cluster:
         """
         self._connection = Connection(config, unacknowledged_s=TRANSIT_S)
         self._fence = fence
+        self._metrics = metrics
 
     @property
     def namespace(self) -> str:
@@ -105,10 +107,16 @@ class Cluster:
             "resourceVersion": version,
             "timeoutSeconds": str(_WATCH_SECONDS),
         } | _selectors(labels, None)
-        async with aclosing(self._connection.stream(_path(kind, namespace), params)) as lines:
-            async for line in lines:
-                if isinstance(line, Answer):
-                    raise _translate(line)
+        path = _path(kind, namespace)
+        async with aclosing(self._connection.stream(path, params)) as stream:
+            with self._metrics.measure_request("GET", path, is_watch=True) as measurement:
+                answer = await anext(stream)
+                assert isinstance(answer, Answer), "a stream begins with what was answered"
+                measurement.code = answer.status
+            if answer.status >= 400:
+                raise _translate(answer)
+            async for line in stream:
+                assert isinstance(line, bytes), "and goes on with lines"
                 yield _parse_event(line)
 
     async def apply(self, manifest: Json, seen: Json | None) -> Json:
@@ -209,7 +217,9 @@ class Cluster:
         check: Check | None = None,
     ) -> Json:
         data = None if body is None else json.dumps(body, separators=(",", ":")).encode()
-        answer = await self._connection.request(method, path, params or {}, body=data, type_=type_, check=check)
+        with self._metrics.measure_request(method, path, is_watch=False) as measurement:
+            answer = await self._connection.request(method, path, params or {}, body=data, type_=type_, check=check)
+            measurement.code = answer.status
         if answer.status >= 400:
             raise _translate(answer)
         try:

@@ -99,7 +99,9 @@ class Connection:
         return answer
 
     async def stream(self, path: str, params: Mapping[str, str]) -> AsyncGenerator[bytes | Answer, None]:
-        """Yield the answer if it is an error, else its lines as they come; ends where the server says nothing for long.
+        """Yield the answer, without its content if it is no error, and then its lines as they come.
+
+        Ends where the server says nothing for long.
 
         Raises:
             ClusterError: the stream broke.
@@ -111,6 +113,7 @@ class Connection:
                     if response.status == 401:
                         await self._authorize(has_failed=True)
                     return
+                yield Answer(response.status, response.headers, b"")
                 async with aclosing(_iterate_lines(response.content)) as lines:
                     async for line in lines:
                         yield line

@@ -14,13 +14,16 @@ from typing import Protocol
 
 from dedicate_operator.cluster import ResourceList, WatchEvent
 from dedicate_operator.errors import ClusterError
-from dedicate_operator.kinds import OPTIONAL, Json, Kind
+from dedicate_operator.kinds import ENDPOINT, OPTIONAL, SURROUNDING, Json, Kind
+from dedicate_operator.names import CHILDREN_SELECTOR
 from dedicate_operator.workqueue import Backoff
 
 _LOG = logging.getLogger(__name__)
 
 # Arbitrary; how late it may be noticed that a kind has come to be served.
 _UNSERVED_PERIOD_S = 30.0
+# With the pauses between them some ten seconds.
+_MAX_REFUSALS = 6
 
 
 class Source(Protocol):
@@ -38,24 +41,25 @@ class Source(Protocol):
 class Sink(Protocol):
     """Where objects go to."""
 
-    def replace(self, kind: Kind, namespace: str | None, objects: list[Json], version: str) -> None: ...
+    def replace(self, kind: Kind, namespace: str | None, resources: list[Json], version: str) -> None: ...
 
-    def put(self, kind: Kind, resource: Json) -> None: ...
+    def put(self, kind: Kind, namespace: str | None, resource: Json) -> None: ...
 
-    def remove(self, kind: Kind, resource: Json) -> None: ...
+    def remove(self, kind: Kind, namespace: str | None, resource: Json) -> None: ...
+
+    def forget(self, kind: Kind, namespace: str | None) -> None: ...
 
     def note_served(self, kind: Kind, *, is_served: bool) -> None: ...
 
 
 class Watcher:
-    """Follows the objects of one kind that a label selector names, or all of them, in one namespace or in all."""
+    """Follows the operator's children of one kind, or all endpoints or surroundings, in one namespace or in all."""
 
     def __init__(
         self,
         kind: Kind,
         namespace: str | None,
         *,
-        labels: str | None,
         source: Source,
         sink: Sink,
         clock: Callable[[], float],
@@ -64,9 +68,9 @@ class Watcher:
     ) -> None:
         self.kind = kind
         self.namespace = namespace
-        self._labels = labels
         self._source = source
         self._sink = sink
+        self._labels = None if kind == ENDPOINT or kind in SURROUNDING else CHILDREN_SELECTOR
         self._clock = clock
         self._random = random
         self._backoff = backoff
@@ -74,6 +78,8 @@ class Watcher:
         self._version: str | None = None
         self._last_progress = clock()
         self.synced = asyncio.Event()
+        # By why a watch was begun again.
+        self.restarts = dict.fromkeys(("ended", "failed", "gone"), 0)
 
     def silence_s(self) -> float:
         """Return for how long the loop has neither heard from the server nor tried to reach it."""
@@ -85,12 +91,16 @@ class Watcher:
             self._last_progress = self._clock()
             try:
                 await self._follow()
+                self.restarts["ended"] += 1
             except ClusterError as error:
                 if error.is_gone:
                     self._version = None
                 if error.is_not_found and self.kind in OPTIONAL:
                     await self._await_kind()
+                elif self.kind in SURROUNDING and self._is_out_of_reach(error):
+                    await self._await_right()
                 else:
+                    self.restarts["gone" if error.is_gone else "failed"] += 1
                     await self._pause(error)
 
     async def _follow(self) -> None:
@@ -112,15 +122,26 @@ class Watcher:
 
     def _take(self, event: WatchEvent) -> None:
         if event.type in {"ADDED", "MODIFIED"}:
-            self._sink.put(self.kind, event.object)
+            self._sink.put(self.kind, self.namespace, event.object)
         elif event.type == "DELETED":
-            self._sink.remove(self.kind, event.object)
+            self._sink.remove(self.kind, self.namespace, event.object)
         self._version = event.object["metadata"]["resourceVersion"]
 
     async def _await_kind(self) -> None:
         """Take note that the cluster does not serve this kind, and look again later."""
         self._version = None
         self._sink.note_served(self.kind, is_served=False)
+        self.synced.set()
+        await asyncio.sleep(_UNSERVED_PERIOD_S)
+
+    def _is_out_of_reach(self, error: ClusterError) -> bool:
+        """Tell whether it may not be read for good; an API server that just started refuses everybody for seconds."""
+        return error.is_not_found or (error.is_right_missing and self._num_failures >= _MAX_REFUSALS)
+
+    async def _await_right(self) -> None:
+        """Do without what may not be read, and look again later."""
+        self._version = None
+        self._sink.forget(self.kind, self.namespace)
         self.synced.set()
         await asyncio.sleep(_UNSERVED_PERIOD_S)
 

@@ -9,11 +9,13 @@ from pathlib import Path
 import pytest
 import yaml
 
+from dev.cluster.manifests import PROMETHEUS_OPERATOR, obtain_manifests
 from tests.cluster.harness import (
     CORE,
     ENDPOINTS,
     LEASE,
     LEASES,
+    MONITORING,
     RBAC,
     REPOSITORY,
     Api,
@@ -39,6 +41,15 @@ def admin(api_cluster, ran_against) -> Iterator[Api]:
     api.create(LEASES, {"metadata": {"name": LEASE}, "spec": {}})
     yield api
     api.close()
+
+
+@pytest.fixture(scope="session")
+def monitors(api_cluster, admin) -> None:
+    """What the Prometheus operator defines, as far as the chart makes it."""
+    folder = obtain_manifests(PROMETHEUS_OPERATOR)
+    for plural in ("podmonitors", "prometheusrules", "servicemonitors"):
+        api_cluster.kubectl("apply", "--server-side", f"--filename={folder}/monitoring.coreos.com_{plural}.yaml")
+        eventually(lambda plural=plural: admin.request("GET", f"{MONITORING}/{plural}").is_success, timeout_s=30)
 
 
 def _grant(api: Api, account: str, *, leases: tuple[str, ...] = (LEASE,)) -> None:
@@ -92,7 +103,18 @@ def operator(operator_process) -> Operator:
 
 @pytest.fixture
 def namespace(admin) -> Iterator[Namespace]:
-    """A namespace of the test's own that admits restricted pods only, as a careful administrator sets it."""
+    """A namespace of the test's own."""
+    yield from _make_namespace(admin)
+
+
+@pytest.fixture
+def other_namespace(admin) -> Iterator[Namespace]:
+    """A second one."""
+    yield from _make_namespace(admin)
+
+
+def _make_namespace(admin: Api) -> Iterator[Namespace]:
+    """Make a namespace that admits restricted pods only, as a careful administrator sets it."""
     name = f"t-{uuid.uuid4().hex[:8]}"
     labels = {"pod-security.kubernetes.io/enforce": "restricted"}
     admin.create(f"{CORE}/namespaces", {"metadata": {"name": name, "labels": labels}})

@@ -83,6 +83,7 @@ def written_since(audit, account, since):
     return [str(write) for write in writes if write.resource != "leases" and not write.is_void]
 
 
+@pytest.mark.promise(11)
 def test_one_leads_and_the_other_writes_nothing(pair, namespace, admin, audit):
     leader, standby = pair
     before = newest(audit, "operator-b")
@@ -94,7 +95,7 @@ def test_one_leads_and_the_other_writes_nothing(pair, namespace, admin, audit):
     assert newest(audit, "operator-a")
 
 
-def test_killed_leader_is_replaced(pair, namespace):
+def test_promise_11_a_killed_leader_is_replaced(pair, namespace):
     leader, standby = pair
     namespace.apply("before")
     namespace.await_children("before")
@@ -105,7 +106,7 @@ def test_killed_leader_is_replaced(pair, namespace):
     standby.await_role("leading")
 
 
-def test_leader_that_ends_hands_over(pair, namespace, admin):
+def test_promise_11_a_leader_that_ends_hands_over(pair, namespace, admin):
     leader, standby = pair
     namespace.apply("before")
     namespace.await_children("before")
@@ -119,6 +120,7 @@ def test_leader_that_ends_hands_over(pair, namespace, admin):
     assert [line["message"] for line in leader.records() if line["message"] == "released the Lease"]
 
 
+@pytest.mark.promise(11)
 def test_rollout_hands_over_under_work(operators, namespace):
     """New before old, as the chart's rollout does it, while endpoints arrive."""
     old, new = operators
@@ -134,6 +136,7 @@ def test_rollout_hands_over_under_work(operators, namespace):
         namespace.await_children(name)
 
 
+@pytest.mark.promise(11)
 @pytest.mark.parametrize("attempt", [0, *(pytest.param(index, marks=pytest.mark.long) for index in range(1, 20))])
 def test_suspended_leader_writes_nothing_when_it_wakes(attempt, pair, namespace, audit):
     """It is stopped in the middle of work, of which the other has done everything when it wakes."""

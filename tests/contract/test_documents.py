@@ -18,6 +18,10 @@ DOCUMENTS = [
     "charts/dedicate/README.md",
     "docs/user-guide.md",
     "docs/runbook.md",
+    "docs/observability.md",
+    "docs/gitops.md",
+    "docs/images.md",
+    "docs/promises.md",
 ]
 
 

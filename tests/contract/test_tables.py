@@ -8,8 +8,12 @@ import pytest
 from dedicate_operator import names
 from dedicate_operator.diagnosis import EXIT_REASONS
 from dedicate_operator.errors import SettingsError
+from dedicate_operator.httproute import build_http_route
 from dedicate_operator.ingress import build_ingress
 from dedicate_operator.manifests import build_deployment, build_keys_secret, build_service
+from dedicate_operator.networkpolicy import build_network_policy
+from dedicate_operator.placement import place_route
+from dedicate_operator.routes import ParentRef
 from dedicate_operator.settings import Settings as OperatorSettings
 from dedicate_runtime.errors import ExitCode
 from dedicate_runtime.settings import _build_parser
@@ -90,14 +94,17 @@ class TestOperatorEnvironment:
         assert [item["name"] for item in operator_container["env"]] == list(rows)
 
     def test_the_operator_reads_what_the_chart_writes(self, operator_container):
-        settings = OperatorSettings.from_environment(
-            {item["name"]: item["value"] for item in operator_container["env"]}
-        )
-        # The chart names the Lease after the release; everything else is the operator's own default.
+        # The chart names the Lease after the release and knows who the operator's pods are and where metrics are
+        # scraped from; everything else is the operator's own default.
+        environment = {item["name"]: item.get("value", "") for item in operator_container["env"]}
+        settings = OperatorSettings.from_environment(environment)
+        management = "DEDICATE_NETWORK_POLICY_MANAGEMENT_FROM"
         own = {
+            management: environment[management],
             "DEDICATE_RUNTIME_IMAGE": settings.defaults.image,
             "DEDICATE_LEASE_NAME": "dedicate",
             "DEDICATE_LEASE_NAMESPACE": "dedicate-system",
+            "DEDICATE_METRICS_PORT": "8081",
         }
         assert settings == OperatorSettings.from_environment(own)
 
@@ -114,26 +121,58 @@ class TestOperatorEnvironment:
                 "image": {"repository": "localhost:5000/runtime", "tag": "2"},
                 "imagePullSecrets": ["registry"],
             },
-            "route": {"host": "llm.example.com", "className": "traefik", "externalPort": 8443},
+            "route": {
+                "type": "HTTPRoute",
+                "host": "llm.example.com",
+                "className": "traefik",
+                "controllerProfile": "NGINX",
+                "parentRefs": [{"namespace": "infra", "name": "public", "sectionName": "web", "port": 8080}],
+                "externalScheme": "https",
+                "externalPort": 8080,
+                "externalTLSPort": 8443,
+            },
             "logging": {"format": "plain", "level": "debug"},
-            "ports": {"liveness": 8181},
+            "ports": {"liveness": 8181, "metrics": 8282},
+            "networkPolicy": {
+                "endpoints": {
+                    "mode": "None",
+                    "allowFrom": [{"podSelector": {}}],
+                    "metricsFrom": [{"namespaceSelector": {}}],
+                    "extraEgress": [{"ports": [{"port": 3128}]}],
+                }
+            },
         }
         (deployment,) = (item for item in render(values) if item["kind"] == "Deployment")
         (container,) = deployment["spec"]["template"]["spec"]["containers"]
-        settings = OperatorSettings.from_environment({item["name"]: item["value"] for item in container["env"]})
+        settings = OperatorSettings.from_environment({item["name"]: item.get("value", "") for item in container["env"]})
         assert settings.watch_namespaces == ("team-a", "team-b")
         assert settings.defaults.image == "localhost:5000/runtime:2"
         assert settings.defaults.image_pull_secrets == ("registry",)
         assert settings.defaults.route_host == "llm.example.com"
         assert settings.defaults.route_class_name == "traefik"
-        assert settings.defaults.route_external_port == 8443
+        assert settings.defaults.network_policy.mode == "None"
+        assert settings.defaults.network_policy.allow_from == ({"podSelector": {}},)
+        operator, monitoring = settings.defaults.network_policy.management_from
+        assert operator["podSelector"]["matchLabels"] == deployment["spec"]["selector"]["matchLabels"]
+        assert monitoring == {"namespaceSelector": {}}
+        assert settings.defaults.network_policy.extra_egress == ({"ports": [{"port": 3128}]},)
+        assert settings.defaults.route_type == "HTTPRoute"
+        assert settings.defaults.route_controller_profile == "NGINX"
+        assert settings.defaults.route_parent_refs == (ParentRef("public", "infra", "web", 8080),)
+        assert settings.defaults.route_external_scheme == "https"
+        assert settings.defaults.route_external_port == 8080
+        assert settings.defaults.route_external_tls_port == 8443
         assert (settings.log_format, settings.log_level) == ("plain", "debug")
         assert settings.liveness_port == 8181 == container["ports"][0]["containerPort"]
+        assert settings.metrics_port == 8282 == container["ports"][1]["containerPort"]
 
     def test_defaults_are_told(self, rows):
         settings = OperatorSettings.from_environment({"DEDICATE_RUNTIME_IMAGE": "runtime:1"})
         assert rows["DEDICATE_RUNTIME_IMAGE"] == "required"
         assert strip(rows["DEDICATE_LEASE_NAME"]) == settings.lease_name
+        assert strip(rows["DEDICATE_NETWORK_POLICY_MODE"]) == settings.defaults.network_policy.mode
+        assert strip(rows["DEDICATE_ROUTE_TYPE"]) == settings.defaults.route_type
+        assert strip(rows["DEDICATE_ROUTE_CONTROLLER_PROFILE"]) == settings.defaults.route_controller_profile
         assert strip(rows["DEDICATE_LOG_FORMAT"]) == settings.log_format
         assert strip(rows["DEDICATE_LOG_LEVEL"]) == settings.log_level
         assert rows["DEDICATE_LIVENESS_PORT"] == str(settings.liveness_port)
@@ -141,6 +180,9 @@ class TestOperatorEnvironment:
         assert empty == set(rows) - {
             "DEDICATE_RUNTIME_IMAGE",
             "DEDICATE_LEASE_NAME",
+            "DEDICATE_NETWORK_POLICY_MODE",
+            "DEDICATE_ROUTE_TYPE",
+            "DEDICATE_ROUTE_CONTROLLER_PROFILE",
             "DEDICATE_LOG_FORMAT",
             "DEDICATE_LOG_LEVEL",
             "DEDICATE_LIVENESS_PORT",
@@ -154,7 +196,8 @@ class TestNamesAndLabels:
         for child in (
             build_deployment(endpoint, defaults),
             build_service(endpoint),
-            build_ingress(endpoint, defaults),
+            build_ingress(endpoint, place_route(endpoint, defaults)),
+            build_http_route(endpoint, place_route(endpoint, defaults)),
             build_keys_secret(endpoint, "key"),
         ):
             for label, value in child["metadata"]["labels"].items():
@@ -165,8 +208,15 @@ class TestNamesAndLabels:
         name = endpoint.key.name
         table = contract.table("Names and labels")
         rows = {row["child"]: strip(row["name"]).replace("<CR name>", name) for row in table}
-        assert rows["Deployment, Service, Ingress"] == name
-        for child in (build_deployment(endpoint, defaults), build_service(endpoint), build_ingress(endpoint, defaults)):
+        assert rows["Deployment, Service, Ingress, HTTPRoute, NetworkPolicy"] == name
+        placement = place_route(endpoint, defaults)
+        for child in (
+            build_deployment(endpoint, defaults),
+            build_service(endpoint),
+            build_ingress(endpoint, placement),
+            build_http_route(endpoint, placement),
+            build_network_policy(endpoint, defaults),
+        ):
             assert child["metadata"]["name"] == name
         secret = build_keys_secret(endpoint, "key")
         assert rows["Secret with the generated key (key `default`)"] == secret["metadata"]["name"]
@@ -179,6 +229,7 @@ class TestNamesAndLabels:
         assert spec["selector"]["matchLabels"] == selector
         assert build_service(endpoint)["spec"]["selector"] == selector
         assert selector.items() <= spec["template"]["metadata"]["labels"].items()
+        assert build_network_policy(endpoint, defaults)["spec"]["podSelector"] == {"matchLabels": selector}
 
 
 class TestFiles:

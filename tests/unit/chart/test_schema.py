@@ -4,6 +4,7 @@ import json
 
 import pytest
 import yaml
+from jsonschema import Draft7Validator
 
 from dev.chart import CHART, ChartError, render
 from dev.derived import iterate_values
@@ -34,11 +35,27 @@ WRONG = [
     ({"watch": {"namespaces": ["a", "a"]}}, "namespaces"),
     ({"serviceAccount": {"tokenExpirationSeconds": 599}}, "tokenExpirationSeconds"),
     ({"route": {"host": "http://llm.example.com"}}, "host"),
+    ({"route": {"host": "*.example.com"}}, "host"),
+    ({"route": {"type": "None"}}, "type"),
+    ({"route": {"controllerProfile": "Nginx"}}, "controllerProfile"),
+    ({"route": {"parentRefs": [{"namespace": "infra"}]}}, "name"),
+    ({"route": {"parentRefs": [{"name": "public", "kind": "Service"}]}}, "kind"),
+    ({"route": {"externalScheme": "h2"}}, "externalScheme"),
+    ({"route": {"externalTLSPort": 0}}, "externalTLSPort"),
     ({"route": {"externalPort": 0}}, "externalPort"),
     ({"route": {"externalPort": 65536}}, "externalPort"),
     ({"logging": {"format": "text"}}, "format"),
     ({"logging": {"level": "INFO"}}, "level"),
     ({"ports": {"liveness": 80}}, "liveness"),
+    ({"ports": {"metrics": 65536}}, "metrics"),
+    ({"metrics": {"enabled": False, "serviceMonitor": {"enabled": True}}}, "serviceMonitor"),
+    ({"metrics": {"podMonitor": {"interval": "15"}}}, "interval"),
+    ({"metrics": {"prometheusRule": {"alertLabels": {"severity": "page"}}}}, "severity"),
+    ({"metrics": {"prometheusRule": {"runbookUrl": "runbook.md"}}}, "runbookUrl"),
+    ({"metrics": {"prometheusRule": {"endpointNotReadyFor": "1 hour"}}}, "endpointNotReadyFor"),
+    ({"metrics": {"dashboards": {"label": "a b"}}}, "label"),
+    ({"networkPolicy": {"metricsFrom": [{}]}}, "metricsFrom"),
+    ({"networkPolicy": {"metricsFrom": [{"namespace": "monitoring"}]}}, "namespace"),
     ({"podSecurityContext": {"runAsUser": 0}}, "runAsUser"),
     ({"podSecurityContext": {"privileged": True}}, "privileged"),
     ({"resources": {"limits": {"cpu": "one"}}}, "cpu"),
@@ -54,6 +71,11 @@ WRONG = [
     ({"networkPolicy": {"enabled": "yes"}}, "enabled"),
     ({"networkPolicy": {"apiServer": {"ports": []}}}, "ports"),
     ({"networkPolicy": {"apiServer": {"cidrs": ["10.0.0.1"]}}}, "cidrs"),
+    ({"networkPolicy": {"endpoints": {"mode": "none"}}}, "mode"),
+    ({"networkPolicy": {"endpoints": {"allowFrom": ["traefik"]}}}, "allowFrom"),
+    ({"networkPolicy": {"endpoints": {"allowFrom": [{}]}}}, "allowFrom"),
+    ({"networkPolicy": {"endpoints": {"metricsFrom": [{"namespace": "monitoring"}]}}}, "namespace"),
+    ({"networkPolicy": {"endpoints": {"extraEgress": [{"from": []}]}}}, "from"),
     ({"crds": {"install": "true"}}, "install"),
     ({"tests": {"endpoint": {"url": "llm.example.com"}}}, "url"),
 ]
@@ -83,7 +105,15 @@ def iterate_schemas(schema, path="$"):
 
 def test_each_level_is_closed_and_each_value_typed():
     # Inside these stand types of Kubernetes, which the API server checks.
-    open_on_purpose = ("$.global", "$.affinity.", ".valueFrom", ".labelSelector", "$.networkPolicy.extraEgress[].")
+    open_on_purpose = (
+        "$.global",
+        "$.affinity.",
+        ".valueFrom",
+        ".labelSelector",
+        "#egressRules[].",
+        "#peers[].",
+        "$.networkPolicy.metricsFrom[].",
+    )
     for path, schema in iterate_schemas(SCHEMA):
         assert {"type", "enum", "$ref", "anyOf"} & schema.keys(), f"{path} has no type"
         if schema.get("type") == "object" and not any(mark in path for mark in open_on_purpose):
@@ -121,10 +151,73 @@ def test_each_value_has_a_comment():
 def test_lists_are_bounded():
     for path, schema in iterate_schemas(SCHEMA):
         if schema.get("type") == "array":
-            is_open = any(mark in path for mark in ("matchLabelKeys", "extraEgress[]."))
+            is_open = any(mark in path for mark in ("matchLabelKeys", "#egressRules[]."))
             assert is_open or "maxItems" in schema, f"{path} has no maxItems"
 
 
 def test_defaults_meet_the_schema():
     assert yaml.safe_load(VALUES)["replicas"] == 2
     assert render()
+
+
+VALIDATOR = Draft7Validator(SCHEMA)
+# Of another type than what is meant, whatever that is.
+OTHERS = {"string": 7, "integer": "seven", "number": "seven", "boolean": "true", "array": {"a": 1}, "object": [1]}
+
+
+def resolve(schema):
+    return SCHEMA["definitions"][schema["$ref"].rpartition("/")[2]] if "$ref" in schema else schema
+
+
+def iterate_wrong(schema):
+    """A value just beyond each limit that the schema sets for one value."""
+    if "enum" in schema:
+        yield "nonsense"
+    type_ = schema.get("type")
+    yield OTHERS[type_ if isinstance(type_, str) else type_[0]] if type_ else True
+    if "pattern" in schema:
+        yield "a b"
+        yield "x" * 5000
+    if "minimum" in schema:
+        yield schema["minimum"] - 1
+    if "maximum" in schema:
+        yield schema["maximum"] + 1
+    if "maxItems" in schema:
+        yield [{"name": f"n{index}"} for index in range(schema["maxItems"] + 1)]
+    if schema.get("uniqueItems"):
+        yield ["same", "same"]
+    if isinstance(schema.get("additionalProperties"), dict):
+        yield {"key": {"a": "map"}}
+        yield {f"key{index}": "x" for index in range(schema.get("maxProperties", 99) + 1)}
+    if schema.get("additionalProperties") is False:
+        yield {"unheardOf": 1}
+
+
+def iterate_places(schema, path=()):
+    """Every value and every level below it, with its schema."""
+    schema = resolve(schema)
+    yield path, schema
+    for name, inner in schema.get("properties", {}).items():
+        yield from iterate_places(inner, (*path, name))
+
+
+PLACES = {".".join(path): (path, schema) for path, schema in iterate_places(SCHEMA) if path and path[0] != "global"}
+
+
+@pytest.mark.parametrize("name", PLACES)
+def test_each_place_refuses_what_is_just_beyond_its_limits(name):
+    path, schema = PLACES[name]
+    wrong = list(iterate_wrong(schema))
+    assert wrong
+    for value in wrong:
+        values = value
+        for part in reversed(path):
+            values = {part: values}
+        complaints = [".".join(map(str, error.absolute_path)) for error in VALIDATOR.iter_errors(values)]
+        assert any(complaint.startswith(name) for complaint in complaints), value
+
+
+def test_each_level_refuses_unknown_names():
+    closed = [name for name, (_, schema) in PLACES.items() if schema.get("additionalProperties") is False]
+    assert len(closed) > 20
+    assert not VALIDATOR.is_valid({"unheardOf": 1})

@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 
 import pytest
+from prometheus_client import CollectorRegistry
 
 from dedicate_operator.controller import Controller
 from dedicate_operator.errors import ClusterError, NotLeaderError
 from dedicate_operator.fence import Fence, read_clock
 from dedicate_operator.identity import Key
-from dedicate_operator.kinds import DEPLOYMENT, ENDPOINT, INGRESS, LEASE, SERVICE
+from dedicate_operator.kinds import DEPLOYMENT, ENDPOINT, INGRESS, INGRESS_CLASS, LEASE, SERVICE
+from dedicate_operator.metrics import Metrics
 from dedicate_operator.settings import Settings
 from tests.unit.operator.builders import DEFAULTS, HUB, custom_resource
 from tests.unit.operator.fake_cluster import LEASE_KEY, FakeCluster
@@ -24,8 +26,13 @@ def cluster():
 
 
 @pytest.fixture
-async def controller(cluster):
-    made = Controller(Settings(DEFAULTS), cluster, Fence(read_clock), identity="me_1")
+def metrics():
+    return Metrics(CollectorRegistry(), version="1")
+
+
+@pytest.fixture
+async def controller(cluster, metrics):
+    made = Controller(Settings(DEFAULTS), cluster, Fence(read_clock), metrics, identity="me_1")
     yield made
     await made.stop()
     assert cluster.is_closed
@@ -53,7 +60,7 @@ async def test_path_is_judged_only_with_all_endpoints_known(cluster, controller)
     young = custom_resource("young", spec, created="2026-01-02T00:00:00Z")
     cluster.put(ENDPOINT, custom_resource("old", spec, created="2026-01-01T00:00:00Z"))
     # A watch has told of the younger one alone so far.
-    controller.put(ENDPOINT, cluster.put(ENDPOINT, young))
+    controller.put(ENDPOINT, None, cluster.put(ENDPOINT, young))
     controller.start()
     await eventually(lambda: all("status" in item for (kind, _), item in cluster.objects.items() if kind == ENDPOINT))
     assert (INGRESS, Key("team", "young")) not in cluster.objects
@@ -63,10 +70,10 @@ async def test_path_is_judged_only_with_all_endpoints_known(cluster, controller)
 async def test_later_events_are_worked_on(cluster, controller):
     controller.start()
     await eventually(lambda: controller.find_obstacle() is None)
-    controller.put(ENDPOINT, cluster.put(ENDPOINT, custom_resource()))
+    controller.put(ENDPOINT, None, cluster.put(ENDPOINT, custom_resource()))
     await eventually(lambda: "status" in cluster.objects[ENDPOINT, CHAT])
     service = cluster.objects.pop((SERVICE, CHAT))
-    controller.remove(SERVICE, service)
+    controller.remove(SERVICE, None, service)
     await eventually(lambda: (SERVICE, CHAT) in cluster.objects)
 
 
@@ -91,9 +98,9 @@ async def test_heir_is_told_by_the_watch_even_if_a_reconcile_was_quicker(cluster
     old = cluster.objects.pop((ENDPOINT, Key("team", "old")))
     # The garbage collector takes a child; the endpoint's own deletion has not been told yet.
     num_reads = len(cluster.reads)
-    controller.remove(SERVICE, cluster.objects.pop((SERVICE, Key("team", "old"))))
+    controller.remove(SERVICE, None, cluster.objects.pop((SERVICE, Key("team", "old"))))
     await eventually(lambda: ("DedicatedEndpoint", "old") in cluster.reads[num_reads:])
-    controller.remove(ENDPOINT, old)
+    controller.remove(ENDPOINT, None, old)
     await eventually(lambda: (INGRESS, Key("team", "young")) in cluster.objects)
 
 
@@ -146,7 +153,7 @@ async def test_standby_watches_and_writes_nothing(cluster, controller):
     controller.start()
     await eventually(lambda: controller.find_obstacle() is None)
     assert controller.describe_role() == "standing by for other_1"
-    controller.put(ENDPOINT, cluster.put(ENDPOINT, custom_resource("later")))
+    controller.put(ENDPOINT, None, cluster.put(ENDPOINT, custom_resource("later")))
     assert cluster.writes == []
     hold(cluster, "")
     await eventually(lambda: controller.describe_role() == "leading")
@@ -180,3 +187,85 @@ async def test_pass_that_lost_the_lead_is_made_again(cluster, controller):
     await eventually(lambda: ("apply", "Deployment", "chat") in cluster.writes)
     cluster.refusals.clear()
     await eventually(lambda: "status" in cluster.objects[ENDPOINT, CHAT])
+
+
+def read(metrics, name, **labels):
+    return metrics.registry.get_sample_value(f"dedicate_operator_{name}", labels)
+
+
+async def test_metrics_tell_of_passes_and_endpoints(cluster, controller, metrics):
+    cluster.refuse_name = "broken"
+    cluster.put(ENDPOINT, custom_resource("broken"))
+    cluster.put(ENDPOINT, custom_resource("chat"))
+    assert read(metrics, "leader") == 0
+    controller.start()
+    await eventually(lambda: "status" in cluster.objects[ENDPOINT, CHAT])
+    await eventually(lambda: read(metrics, "reconciles_total", result="failed") > 0)
+    assert read(metrics, "leader") == 1
+    assert read(metrics, "queue_retries_total") >= 1
+    assert read(metrics, "queue_delayed") + read(metrics, "queue_active") + read(metrics, "queue_depth") >= 1
+    assert read(metrics, "reconciles_total", result="succeeded") >= 1
+    assert read(metrics, "reconcile_errors_total", kind="unreachable") >= 1
+    assert read(metrics, "reconcile_duration_seconds_count") >= 2
+    conditions = cluster.objects[ENDPOINT, CHAT]["status"]["conditions"]
+    (ready,) = (condition for condition in conditions if condition["type"] == "Ready")
+    chat = {"endpoint_namespace": "team", "endpoint_name": "chat", "reason": ready["reason"]}
+    assert read(metrics, "endpoint_ready", **chat) == 0
+    broken = {"endpoint_namespace": "team", "endpoint_name": "broken", "reason": "Unreported"}
+    assert read(metrics, "endpoint_ready", **broken) == 0
+    assert read(metrics, "endpoints", reason=ready["reason"]) == 1
+
+
+async def test_standby_has_nothing_that_waits(cluster, controller, metrics):
+    hold(cluster, "other_1")
+    cluster.put(ENDPOINT, custom_resource())
+    controller.start()
+    await eventually(lambda: controller.find_obstacle() is None)
+    assert read(metrics, "leader") == 0
+    assert read(metrics, "queue_depth") == 0
+    assert read(metrics, "queue_oldest_seconds") == 0
+    assert read(metrics, "endpoints", reason="Unreported") == 1
+
+
+async def test_pass_that_crashes_is_told(cluster, controller, metrics, monkeypatch):
+    async def crash(key):
+        raise RuntimeError("a fault of ours")
+
+    monkeypatch.setattr(controller._reconciler, "reconcile", crash)
+    cluster.put(ENDPOINT, custom_resource())
+    controller.start()
+    await eventually(lambda: read(metrics, "reconciles_total", result="crashed") > 0)
+    assert read(metrics, "reconcile_errors_total", kind="crash") > 0
+
+
+async def test_ends_of_watches_are_told(cluster, controller, metrics):
+    assert read(metrics, "watch_restarts_total", resource="pods", reason="gone") == 0
+    (watcher,) = (item for item in controller._watchers if item.kind == DEPLOYMENT)
+    watcher.restarts["gone"] += 2
+    assert read(metrics, "watch_restarts_total", resource="deployments", reason="gone") == 2
+
+
+async def test_classes_which_a_role_cannot_grant_are_not_asked_for(cluster, metrics):
+    def list_watches(*namespaces):
+        settings = Settings(DEFAULTS, watch_namespaces=namespaces)
+        made = Controller(settings, cluster, Fence(read_clock), metrics, identity="me_1")
+        return {(str(watcher.kind), watcher.namespace) for watcher in made._watchers}
+
+    watched = list_watches("a", "b")
+    assert {("Gateway", "a"), ("Gateway", "b"), ("Ingress", "a"), ("HTTPRoute", "b")} <= watched
+    assert "IngressClass" not in {kind for kind, _ in watched}
+    assert {("IngressClass", None), ("Gateway", None)} <= list_watches()
+
+
+async def test_new_surroundings_are_worked_on(cluster, controller):
+    cluster.put(ENDPOINT, custom_resource(spec=HUB | {"route": {"className": "nginx"}}))
+    controller.start()
+    await eventually(lambda: (INGRESS, CHAT) in cluster.objects)
+    await eventually(lambda: "ClassNotFound" in str(cluster.objects[ENDPOINT, CHAT].get("status")))
+    nginx = {"metadata": {"name": "nginx"}, "spec": {"controller": "k8s.io/ingress-nginx"}}
+    controller.put(INGRESS_CLASS, None, nginx)
+    await eventually(lambda: "nginx.ingress.kubernetes.io" in str(cluster.objects[INGRESS, CHAT]))
+    controller.remove(INGRESS_CLASS, None, nginx)
+    await eventually(lambda: "ClassNotFound" in str(cluster.objects[ENDPOINT, CHAT].get("status")))
+    controller.forget(INGRESS_CLASS, None)
+    await eventually(lambda: "NotAdmitted" in str(cluster.objects[ENDPOINT, CHAT].get("status")))
