@@ -1,7 +1,7 @@
 """Where kopf and the operator meet: its life cycle.
 
 kopf starts and stops the operator, on signals as well, and refuses to start one that cannot work. It watches nothing
-and keeps no state on the objects (ADR 7): everything else is level-based and lives in `controller`. Works under
+and keeps no state on the objects (ADR 10): everything else is level-based and lives in `controller`. Works under
 `python -m dedicate_operator` and under `kopf run -m` alike.
 """
 
