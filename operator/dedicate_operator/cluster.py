@@ -24,7 +24,7 @@ from dedicate_operator import names
 from dedicate_operator.errors import ClusterError
 from dedicate_operator.fence import Fence
 from dedicate_operator.identity import Key
-from dedicate_operator.kinds import ENDPOINT, EVENT, LEASE, SECRET, Json, Kind, kind_of
+from dedicate_operator.kinds import CONFIG_MAP, ENDPOINT, EVENT, LEASE, SECRET, Json, Kind, kind_of
 from dedicate_operator.leadership import TRANSIT_S
 
 # Stages as the HTTP client's `trace` extension names them.
@@ -190,8 +190,14 @@ class Cluster:
 
     async def create_secret(self, manifest: Json) -> bool:
         """Create the Secret; return False if one of its name exists, which is never read or changed."""
-        metadata = manifest["metadata"]
-        request = self._prepare("post", SECRET, Key(metadata["namespace"], ""), body=manifest)
+        return await self._create(SECRET, manifest)
+
+    async def create_config_map(self, manifest: Json) -> bool:
+        """Create the ConfigMap; return False if one of its name exists, which is never read or changed."""
+        return await self._create(CONFIG_MAP, manifest)
+
+    async def _create(self, kind: Kind, manifest: Json) -> bool:
+        request = self._prepare("post", kind, Key(manifest["metadata"]["namespace"], ""), body=manifest)
         try:
             await self._write(request)
         except ClusterError as error:

@@ -37,6 +37,7 @@ SCALED_OBJECT = Kind("keda.sh", "v1alpha1", "ScaledObject", "scaledobjects")
 HTTP_ROUTE = Kind("gateway.networking.k8s.io", "v1", "HTTPRoute", "httproutes")
 POD = Kind("", "v1", "Pod", "pods")
 SECRET = Kind("", "v1", "Secret", "secrets")
+CONFIG_MAP = Kind("", "v1", "ConfigMap", "configmaps")
 EVENT = Kind("", "v1", "Event", "events")
 LEASE = Kind("coordination.k8s.io", "v1", "Lease", "leases")
 
@@ -57,7 +58,7 @@ CHILDREN = (
 )
 WATCHED = (*CHILDREN, POD)
 
-_BY_TYPE = {(kind.api_version, kind.kind): kind for kind in (*CHILDREN, SECRET)}
+_BY_TYPE = {(kind.api_version, kind.kind): kind for kind in (*CHILDREN, SECRET, CONFIG_MAP)}
 
 
 def kind_of(manifest: Json) -> Kind:

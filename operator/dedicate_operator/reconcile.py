@@ -13,17 +13,20 @@ from datetime import datetime
 from typing import Protocol
 
 from dedicate_operator.apikeys import ApiKeys, SecretCreator
+from dedicate_operator.caching import find_commit, read_pinned
 from dedicate_operator.cluster import ResourceList
 from dedicate_operator.desired import Plan, build_desired, plan_writes
 from dedicate_operator.diagnosis import is_waiting_for_volumes
+from dedicate_operator.downloads import Downloads
 from dedicate_operator.errors import ClusterError
 from dedicate_operator.identity import Key
 from dedicate_operator.kinds import ENDPOINT, EVENT, POD, Json, Kind, kind_of
 from dedicate_operator.observed import is_leftover, is_owned, is_terminating
+from dedicate_operator.pins import ConfigMapCreator, Pins
 from dedicate_operator.reporting import Reporter, StatusWriter
 from dedicate_operator.settings import EndpointDefaults
 from dedicate_operator.situation import Refusal, Situation
-from dedicate_operator.spec import Endpoint
+from dedicate_operator.spec import Endpoint, HubSource, ImageSource
 from dedicate_operator.status import build_invalid_status, build_status
 from dedicate_operator.store import EndpointRecord, Store, key_of
 from dedicate_operator.workload import is_awaiting_accelerator, is_ready
@@ -40,9 +43,11 @@ _LEFTOVER_PERIOD_S = 5.0
 _MAX_PODS_ASKED = 3
 
 _MISSING = "missing"
+# An API server that knows the field and leaves it out, and one that does not know it.
+_NO_IMAGE_VOLUMES = ("must specify a volume type", ".image: field not declared in schema")
 
 
-class ClusterApi(SecretCreator, StatusWriter, Protocol):
+class ClusterApi(SecretCreator, ConfigMapCreator, StatusWriter, Protocol):
     """What a reconcile asks of the API server."""
 
     async def fetch(self, kind: Kind, key: Key) -> Json | None: ...
@@ -62,12 +67,20 @@ class Reconciler:
     """Brings endpoints and cluster together, one key at a time."""
 
     def __init__(
-        self, cluster: ClusterApi, store: Store, defaults: EndpointDefaults, *, now: Callable[[], datetime]
+        self,
+        cluster: ClusterApi,
+        store: Store,
+        defaults: EndpointDefaults,
+        *,
+        downloads: Downloads,
+        now: Callable[[], datetime],
     ) -> None:
         self._cluster = cluster
         self._store = store
         self._defaults = defaults
         self._api_keys = ApiKeys(cluster, now=now)
+        self._pins = Pins(cluster)
+        self._downloads = downloads
         self._reporter = Reporter(cluster, store, now=now)
 
     async def reconcile(self, key: Key) -> float | None:
@@ -79,6 +92,8 @@ class Reconciler:
         record = self._store.record(key)
         if record is None or is_terminating(record.resource):
             self._api_keys.forget(key)
+            self._pins.forget(key)
+            self._downloads.forget(key)
             return None
         if record.endpoint is None:
             generation = record.resource["metadata"].get("generation", 0)
@@ -107,9 +122,9 @@ class Reconciler:
                 keys_s = await self._api_keys.ensure(endpoint, record.status)
                 await self._write(endpoint, plan)
             except ClusterError as error:
-                if error.is_retryable or error.is_not_found:
+                refusal = _find_refusal(endpoint, error)
+                if refusal is None:
                     raise
-                refusal = Refusal("QuotaExceeded" if error.is_over_quota else "ChildRefused", str(error))
         refusal = refusal or conflict
         events_s = await self._report(record, endpoint, refusal)
         return min(filter(None, (keys_s, events_s, _REFUSAL_PERIOD_S if refusal else None)), default=None)
@@ -170,9 +185,17 @@ class Reconciler:
     async def _report(self, record: EndpointRecord, endpoint: Endpoint, refusal: Refusal | None) -> float | None:
         """Publish the status; return when to ask for Events again, if a pod waits for volumes."""
         observed = self._store.observed(endpoint.key)
+        source = endpoint.spec.model.source
         situation = Situation(
-            endpoint, self._defaults, observed, refusal, has_keys=self._api_keys.is_made(endpoint, record.status)
+            endpoint,
+            self._defaults,
+            observed,
+            refusal,
+            has_keys=self._api_keys.is_made(endpoint, record.status),
+            pinned=read_pinned(source, record.status) if isinstance(source, HubSource) else None,
+            progress=self._downloads.follow(endpoint.key, observed.pods),
         )
+        await self._pins.ensure(endpoint, record.status, find_commit(situation))
         waiting = [pod for pod in observed.pods if not is_ready(pod) and is_waiting_for_volumes(pod)]
         if waiting:
             situation = replace(situation, events=await self._fetch_events(waiting))
@@ -188,6 +211,20 @@ class Reconciler:
             found = await self._cluster.fetch_list(EVENT, namespace, fields=fields)
             events[uid] = sorted(found.items, key=_event_time, reverse=True)
         return events
+
+
+def _find_refusal(endpoint: Endpoint, error: ClusterError) -> Refusal | None:
+    """Return why the API server will not have the children as they are, None where it may have them later."""
+    is_image = isinstance(endpoint.spec.model.source, ImageSource)
+    if is_image and any(words in str(error) for words in _NO_IMAGE_VOLUMES):
+        return Refusal(
+            "ImageVolumeUnsupported",
+            "spec.model.uri is an image, and this cluster has no image volumes: they are on by default from Kubernetes "
+            "1.35, and need the feature gate ImageVolume before; use pvc:// or hf:// instead",
+        )
+    if error.is_retryable or error.is_not_found:
+        return None
+    return Refusal("QuotaExceeded" if error.is_over_quota else "ChildRefused", str(error))
 
 
 def _refuse_names(foreign: Sequence[Json], endpoint: Endpoint) -> Refusal | None:

@@ -35,6 +35,16 @@ class Refusal:
 
 
 @dataclass(frozen=True, slots=True)
+class DownloadProgress:
+    """How far a pod's download is, by its own account. `trouble` says what it waits for to pass."""
+
+    stage: str
+    downloaded_bytes: int
+    total_bytes: int
+    trouble: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Situation:
     """All that a status is computed from.
 
@@ -42,6 +52,8 @@ class Situation:
         refusal: set if the endpoint is not served as asked.
         events: Warning Events of pods that wait for volumes, by the pod's uid.
         has_keys: whether the Secret with the API keys was made.
+        pinned: the commit that what the specification asks for was resolved to before.
+        progress: of the download that goes on, as far as it is known.
     """
 
     endpoint: Endpoint
@@ -50,3 +62,5 @@ class Situation:
     refusal: Refusal | None = None
     events: Mapping[str, Sequence[Json]] = field(default_factory=dict)
     has_keys: bool = True
+    pinned: str | None = None
+    progress: DownloadProgress | None = None

@@ -23,6 +23,7 @@ class FakeCluster:
         self.events = []
         self.pod_events = []
         self.secrets = {}
+        self.config_maps = {}
         self.writes = []
         self.reads = []
         self.refusals = {}
@@ -93,6 +94,11 @@ class FakeCluster:
         self._write("create", "Secret", manifest["metadata"]["name"])
         name = manifest["metadata"]["name"]
         return self.secrets.setdefault(name, manifest) is manifest
+
+    async def create_config_map(self, manifest):
+        self._write("create", "ConfigMap", manifest["metadata"]["name"])
+        name = manifest["metadata"]["name"]
+        return self.config_maps.setdefault(name, manifest) is manifest
 
     async def create_event(self, manifest):
         self.events.append((manifest["type"], manifest["reason"]))

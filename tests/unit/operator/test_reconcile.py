@@ -7,6 +7,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
+from dedicate_operator.downloads import Downloads
 from dedicate_operator.errors import ClusterError
 from dedicate_operator.identity import Key
 from dedicate_operator.kinds import CHILDREN, DEPLOYMENT, ENDPOINT, INGRESS, POD, SERVICE
@@ -26,7 +27,14 @@ class World:
         self.cluster = FakeCluster()
         self.store = Store(DEFAULTS)
         self.now = datetime(2026, 1, 1, tzinfo=UTC)
-        self.reconciler = Reconciler(self.cluster, self.store, DEFAULTS, now=lambda: self.now)
+        self.progress = {}
+        self.downloads = Downloads(self, notify=lambda _: None, clock=lambda: self.now.timestamp())
+        self.reconciler = Reconciler(
+            self.cluster, self.store, DEFAULTS, downloads=self.downloads, now=lambda: self.now
+        )
+
+    async def fetch_progress(self, address):
+        return self.progress.get(address)
 
     def add(self, name="chat", spec=HUB, **metadata):
         self.store.put_endpoint(self.cluster.put(ENDPOINT, custom_resource(name, spec, **metadata)))
@@ -81,7 +89,9 @@ async def test_fresh_process_over_settled_objects_writes_nothing(world):
     await world.reconcile()
     fresh = World()
     fresh.cluster = world.cluster
-    fresh.reconciler = Reconciler(fresh.cluster, fresh.store, DEFAULTS, now=lambda: fresh.now)
+    fresh.reconciler = Reconciler(
+        fresh.cluster, fresh.store, DEFAULTS, downloads=fresh.downloads, now=lambda: fresh.now
+    )
     for (kind, _), resource in list(world.cluster.objects.items()):
         if kind in CHILDREN:
             fresh.store.put_child(kind, resource)
