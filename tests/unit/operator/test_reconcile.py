@@ -29,9 +29,7 @@ class World:
         self.now = datetime(2026, 1, 1, tzinfo=UTC)
         self.progress = {}
         self.downloads = Downloads(self, notify=lambda _: None, clock=lambda: self.now.timestamp())
-        self.reconciler = Reconciler(
-            self.cluster, self.store, DEFAULTS, downloads=self.downloads, now=lambda: self.now
-        )
+        self.reconciler = Reconciler(self.cluster, self.store, DEFAULTS, downloads=self.downloads, now=lambda: self.now)
 
     async def fetch_progress(self, address):
         return self.progress.get(address)
