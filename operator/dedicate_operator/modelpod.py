@@ -51,8 +51,8 @@ def build_download(endpoint: Endpoint, defaults: EndpointDefaults, shared: Manif
     if not isinstance(source, HubSource):
         return None
     return {
-        **shared,
         "name": names.DOWNLOAD_CONTAINER,
+        **shared,
         "command": ["python", "-m", "dedicate_runtime.download"],
         "args": build_download_args(endpoint, source),
         "env": build_env(endpoint.spec, _build_hub_env(source, defaults)),

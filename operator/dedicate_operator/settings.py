@@ -15,7 +15,7 @@ LogLevel = Literal["debug", "info", "warning", "error"]
 _DNS_LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 _DNS_NAME = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?")
 _IMAGE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/@-]{0,511}")
-_URL = re.compile(r"https?://[A-Za-z0-9.:\[\]-]{1,255}(/[A-Za-z0-9._~/-]{0,255})?")
+_URL = re.compile(r"https?://[A-Za-z0-9.:-]{1,255}(/[A-Za-z0-9._~/-]{0,255})?")
 
 
 @dataclass(frozen=True, slots=True)

@@ -108,8 +108,8 @@ def _build_shared(spec: EndpointSpec, defaults: EndpointDefaults) -> Manifest:
 def _build_container(endpoint: Endpoint, defaults: EndpointDefaults) -> Manifest:
     spec = endpoint.spec
     container: Manifest = {
-        **_build_shared(spec, defaults),
         "name": names.CONTAINER,
+        **_build_shared(spec, defaults),
         "args": build_args(endpoint),
         "env": build_env(spec, {"HF_HUB_OFFLINE": {"value": "1"}}),
         "ports": [

@@ -23,7 +23,6 @@ _PASSING = frozenset({408, 425, 429})
 """Besides every 5xx."""
 _MAX_PAGES = 1000
 """Of a list of files, each with up to a thousand; arbitrary."""
-_TOKEN = "(HF_TOKEN, which comes from spec.model.tokenSecretRef)"  # noqa: S105 - words for people
 
 
 class HubTroubleError(Exception):
@@ -135,26 +134,21 @@ class HubClient:
             after = response.headers.get("Retry-After", "")
             raise HubTroubleError(f"status {status}", float(after) if after.isdigit() else None)
         if kind == "GatedRepo":
-            advice = (
-                "with the account of the token" if self._has_token else f"and give the token of that account {_TOKEN}"
-            )
+            why = "the token's account has not accepted its terms" if self._has_token else "no token was given"
             raise StartError(
                 ExitCode.GATED_REPO,
-                f"{repository} is gated and the hub answered {status}: accept its conditions {advice}, at "
-                f"{endpoint}/{repository}",
+                f"{repository} is gated and the hub answered {status}: {why} (see {endpoint}/{repository}).",
             )
         if kind == "RevisionNotFound":
             wanted = commit or self._source.ref
             raise StartError(ExitCode.MODEL_NOT_FOUND, f"The repository {repository} has no revision {wanted}.")
         if status in {401, 403}:
-            advice = (
+            why = (
                 "the token is wrong, has expired or may not read it"
                 if self._has_token
-                else f"it is private, which needs a token {_TOKEN}, or does not exist"
+                else "it is private, which needs a token, or does not exist"
             )
-            raise StartError(
-                ExitCode.UNAUTHORIZED, f"The hub at {endpoint} answered {status} for {repository}: {advice}."
-            )
+            raise StartError(ExitCode.UNAUTHORIZED, f"The hub at {endpoint} answered {status} for {repository}: {why}.")
         if status == 404:
             what = f"not all files of {repository} at {commit}" if commit else f"no repository {repository}"
             also = "" if commit or kind == "RepoNotFound" else f", or it has no revision {self._source.ref}"

@@ -205,7 +205,7 @@ class Downloader:
             raise StartError(
                 ExitCode.DISK_FULL,
                 f"{self._source} takes {format_bytes(total)}, and its cache may hold "
-                f"{format_bytes(self._rules.max_bytes)} (spec.cache.emptyDir.sizeLimit).",
+                f"{format_bytes(self._rules.max_bytes)} at most.",
             )
         self._progress.enter(Stage.VERIFYING, total_bytes=total, downloaded_bytes=0)
         missing = self._find_missing(files, commit)

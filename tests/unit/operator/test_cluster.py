@@ -27,6 +27,7 @@ WRITES = {
     "apply_status": lambda cluster: cluster.apply_status(KEY, "uid", {}),
     "overwrite": lambda cluster: cluster.overwrite(manifest("v1", "Service")),
     "create_secret": lambda cluster: cluster.create_secret(manifest("v1", "Secret")),
+    "create_config_map": lambda cluster: cluster.create_config_map(manifest("v1", "ConfigMap")),
     "create_event": lambda cluster: cluster.create_event(manifest("v1", "Event")),
     "delete": lambda cluster: cluster.delete(SERVICE, KEY),
 }

@@ -28,7 +28,7 @@ class World:
         self.store = Store(DEFAULTS)
         self.now = datetime(2026, 1, 1, tzinfo=UTC)
         self.progress = {}
-        self.downloads = Downloads(self, notify=lambda _: None, clock=lambda: self.now.timestamp())
+        self.downloads = Downloads(self, notify=lambda _: None, clock=lambda: 0.0)
         self.reconciler = Reconciler(self.cluster, self.store, DEFAULTS, downloads=self.downloads, now=lambda: self.now)
 
     async def fetch_progress(self, address):
@@ -275,7 +275,7 @@ async def test_fault_that_passes_is_no_condition(world, error):
 async def test_specification_of_another_version_is_told_and_children_stay(world):
     world.add()
     await world.reconcile()
-    world.store.put_endpoint(world.cluster.put(ENDPOINT, custom_resource(spec={"model": {"uri": "oci://x"}})))
+    world.store.put_endpoint(world.cluster.put(ENDPOINT, custom_resource(spec={"model": {"uri": "s3://x"}})))
     await world.reconcile()
     assert world.cluster.writes == [("status", "DedicatedEndpoint", "chat")]
     assert world.conditions()["Accepted"] == ("False", "InvalidSpec")
