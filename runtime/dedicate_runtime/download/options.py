@@ -63,32 +63,7 @@ def parse_options(arguments: Sequence[str], environment: Mapping[str, str]) -> D
     Raises:
         StartError: INVALID_ARGUMENTS; the sentence names the option.
     """
-    parser = _Parser(prog="dedicate-download", description=__doc__, allow_abbrev=False)
-
-    def option(name: str, default: str | None, help_: str, pattern: re.Pattern[str] | None = None) -> None:
-        def parse(text: str) -> str:
-            if pattern is not None and not pattern.fullmatch(text):
-                raise argparse.ArgumentTypeError(f"cannot be {text!r}")
-            return text
-
-        value = environment.get(_ENVIRONMENT_PREFIX + name.removeprefix("--").replace("-", "_").upper()) or default
-        parser.add_argument(name, type=parse, default=value, help=help_)
-
-    option("--model", None, "hf://org/name", _HUB_MODEL)
-    option("--revision", None, "branch, tag or commit")
-    parser.add_argument("--trust-remote-code", action="store_true", help="fetch modelling code, too")
-    option("--link", None, "symbolic link to make to the model's folder")
-    option("--pin", None, "name under which the commit of the first download is kept in the cache", _PIN)
-    option("--pinned-commit-file", None, "file that may hold the commit to take")
-    option("--max-cache-bytes", None, "what the cache may hold", _BYTES)
-    option("--patience-seconds", "120", "how long the hub may deliver nothing", _SECONDS)
-    option(
-        "--verify", "changed", "changed or all: which files of the cache are read through", re.compile("changed|all")
-    )
-    option("--host", "0.0.0.0", "address of the page that tells the progress")  # noqa: S104 - a pod serves its network
-    option("--management-port", "9000", "its port; 0 takes a free one", re.compile(r"\d{1,5}"))
-    option("--failure-file", None, "where the sentence of a failure, or the outcome, is written")
-    option("--log-level", "info", "debug, info, warning or error", re.compile("debug|info|warning|error"))
+    parser = build_parser(environment)
     found = parser.parse_args(list(arguments))
     for name in ("model", "link"):
         if getattr(found, name) is None:
@@ -110,3 +85,38 @@ def parse_options(arguments: Sequence[str], environment: Mapping[str, str]) -> D
         failure_file=Path(found.failure_file) if found.failure_file else None,
         log_level=found.log_level,
     )
+
+
+def build_parser(environment: Mapping[str, str]) -> argparse.ArgumentParser:
+    """Return the parser, with what the environment says as defaults."""
+    parser = _Parser(prog="dedicate-download", description=__doc__, allow_abbrev=False)
+
+    def option(name: str, default: str | None, help_: str, pattern: re.Pattern[str] | None = None) -> None:
+        def parse(text: str) -> str:
+            if pattern is not None and not pattern.fullmatch(text):
+                raise argparse.ArgumentTypeError(f"cannot be {text!r}")
+            return text
+
+        parser.add_argument(name, type=parse, default=environment.get(_variable(name)) or default, help=help_)
+
+    option("--model", None, "hf://org/name", _HUB_MODEL)
+    option("--revision", None, "branch, tag or commit")
+    with_code = environment.get(_variable("--trust-remote-code"), "").lower() in {"1", "true", "yes"}
+    parser.add_argument("--trust-remote-code", action="store_true", default=with_code, help="fetch modelling code, too")
+    option("--link", None, "symbolic link to make to the model's folder")
+    option("--pin", None, "name under which the commit of the first download is kept in the cache", _PIN)
+    option("--pinned-commit-file", None, "file that may hold the commit to take")
+    option("--max-cache-bytes", None, "what the cache may hold", _BYTES)
+    option("--patience-seconds", "120", "how long the hub may deliver nothing", _SECONDS)
+    option(
+        "--verify", "changed", "changed or all: which files of the cache are read through", re.compile("changed|all")
+    )
+    option("--host", "0.0.0.0", "address of the page that tells the progress")  # noqa: S104 - a pod serves its network
+    option("--management-port", "9000", "its port; 0 takes a free one", re.compile(r"\d{1,5}"))
+    option("--failure-file", None, "where the sentence of a failure, or the outcome, is written")
+    option("--log-level", "info", "debug, info, warning or error", re.compile("debug|info|warning|error"))
+    return parser
+
+
+def _variable(option: str) -> str:
+    return _ENVIRONMENT_PREFIX + option.removeprefix("--").replace("-", "_").upper()

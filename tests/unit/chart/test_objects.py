@@ -5,6 +5,7 @@ import tarfile
 import pytest
 import yaml
 
+from dedicate_operator import names
 from dev.chart import CHART, render, render_text, run_helm
 from tests.unit.chart.rendered import container, deployment, iterate_pods, of_kind, pod_spec
 
@@ -127,9 +128,12 @@ def test_network_policy_opens_what_is_in_use(objects):
     spec = of_kind(objects, "NetworkPolicy")["spec"]
     assert spec["policyTypes"] == ["Ingress", "Egress"]
     assert spec["ingress"] == [{"ports": [{"protocol": "TCP", "port": "liveness"}]}]
-    api_server, dns = spec["egress"]
+    api_server, dns, downloads = spec["egress"]
     assert [port["port"] for port in api_server["ports"]] == [443, 6443]
     assert {port["port"] for port in dns["ports"]} == {53}
+    assert [port["port"] for port in downloads["ports"]] == [names.MANAGEMENT_PORT]
+    (peer,) = downloads["to"]
+    assert peer["podSelector"]["matchExpressions"] == [{"key": names.ENDPOINT_LABEL, "operator": "Exists"}]
 
 
 @pytest.mark.parametrize("values", [{}, {"watch": {"namespaces": ["dedicate-system"]}}, {"fullnameOverride": "x"}])

@@ -36,6 +36,7 @@ WRONG = [
     ({"route": {"host": "http://llm.example.com"}}, "host"),
     ({"route": {"externalPort": 0}}, "externalPort"),
     ({"route": {"externalPort": 65536}}, "externalPort"),
+    ({"models": {"hubEndpoint": "hub.example.com"}}, "hubEndpoint"),
     ({"logging": {"format": "text"}}, "format"),
     ({"logging": {"level": "INFO"}}, "level"),
     ({"ports": {"liveness": 80}}, "liveness"),
