@@ -152,15 +152,21 @@ class Cluster:
 
     async def apply(self, manifest: Json) -> Json:
         """Make the object be as the manifest says, taking fields over from others; return it as it is now."""
+        return await self._write(self._prepare_apply(manifest))
+
+    async def try_apply(self, manifest: Json) -> Json:
+        """Return what the object would be if the manifest were applied; nothing changes."""
+        return await self._write(self._prepare_apply(manifest, dryRun="All"))
+
+    def _prepare_apply(self, manifest: Json, **params: str) -> BasicRequest:
         metadata = manifest["metadata"]
-        request = self._prepare(
+        return self._prepare(
             "patch",
             kind_of(manifest),
             Key(metadata["namespace"], metadata["name"]),
             body=manifest,
-            params={"fieldManager": names.FIELD_MANAGER, "force": "true"},
+            params={"fieldManager": names.FIELD_MANAGER, "force": "true", **params},
         )
-        return await self._write(request)
 
     async def apply_status(self, key: Key, uid: str, status: Json) -> Json:
         """Replace the operator's part of an endpoint's status; return the endpoint as it is now.

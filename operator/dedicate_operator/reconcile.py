@@ -20,7 +20,7 @@ from dedicate_operator.diagnosis import is_waiting_for_volumes
 from dedicate_operator.downloads import Downloads
 from dedicate_operator.errors import ClusterError
 from dedicate_operator.identity import Key
-from dedicate_operator.kinds import ENDPOINT, EVENT, POD, Json, Kind, kind_of
+from dedicate_operator.kinds import DEPLOYMENT, ENDPOINT, EVENT, POD, Json, Kind, kind_of
 from dedicate_operator.observed import is_leftover, is_owned, is_terminating
 from dedicate_operator.pins import ConfigMapCreator, Pins
 from dedicate_operator.reporting import Reporter, StatusWriter
@@ -44,7 +44,8 @@ _MAX_PODS_ASKED = 3
 
 _MISSING = "missing"
 # An API server that knows the field and leaves it out, and one that does not know it.
-_NO_IMAGE_VOLUMES = ("must specify a volume type", ".image: field not declared in schema")
+_IMAGE_LEFT_OUT = "the image volume is left out"
+_NO_IMAGE_VOLUMES = (_IMAGE_LEFT_OUT, ".image: field not declared in schema")
 
 
 class ClusterApi(SecretCreator, ConfigMapCreator, StatusWriter, Protocol):
@@ -57,6 +58,8 @@ class ClusterApi(SecretCreator, ConfigMapCreator, StatusWriter, Protocol):
     ) -> ResourceList: ...
 
     async def apply(self, manifest: Json) -> Json: ...
+
+    async def try_apply(self, manifest: Json) -> Json: ...
 
     async def overwrite(self, manifest: Json) -> Json: ...
 
@@ -119,6 +122,7 @@ class Reconciler:
         refusal, keys_s = _refuse_names(foreign, endpoint), None
         if refusal is None:
             try:
+                await self._check_image(endpoint, plan)
                 keys_s = await self._api_keys.ensure(endpoint, record.status)
                 await self._write(endpoint, plan)
             except ClusterError as error:
@@ -160,6 +164,20 @@ class Reconciler:
             if present is not None and not is_owned(present, endpoint):
                 foreign.append(present)
         return foreign
+
+    async def _check_image(self, endpoint: Endpoint, plan: Plan) -> None:
+        """Try a model that is an image first: an API server without image volumes leaves it out of pods unsaid.
+
+        Raises:
+            ClusterError: it would be left out.
+        """
+        if not isinstance(endpoint.spec.model.source, ImageSource):
+            return
+        for manifest in (*plan.missing, *(manifest for manifest, _ in plan.drifted)):
+            if kind_of(manifest) == DEPLOYMENT:
+                volumes = (await self._cluster.try_apply(manifest))["spec"]["template"]["spec"].get("volumes") or []
+                if not any("image" in volume for volume in volumes):
+                    raise ClusterError(_IMAGE_LEFT_OUT, code=422)
 
     async def _write(self, endpoint: Endpoint, plan: Plan) -> None:
         for manifest in plan.missing:

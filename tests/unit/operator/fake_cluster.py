@@ -31,6 +31,7 @@ class FakeCluster:
         self.is_closed = False
         self.refuse_name = None
         self.lease_error = None
+        self.has_no_image_volumes = False
         self.put(LEASE, {"metadata": {"namespace": self.namespace, "name": LEASE_KEY.name}, "spec": {}})
 
     def put(self, kind, resource):
@@ -78,6 +79,14 @@ class FakeCluster:
         if old:
             merged["metadata"]["uid"] = old["metadata"]["uid"]
         return self.put(kind, merged)
+
+    async def try_apply(self, manifest):
+        self._write("try", kind_of(manifest), manifest["metadata"]["name"])
+        tried = copy.deepcopy(manifest)
+        if self.has_no_image_volumes:
+            spec = tried["spec"]["template"]["spec"]
+            spec["volumes"] = [volume for volume in spec["volumes"] if "image" not in volume]
+        return tried
 
     async def overwrite(self, manifest):
         self.writes.append(("overwrite", str(kind_of(manifest)), manifest["metadata"]["name"]))

@@ -24,6 +24,7 @@ def manifest(api_version, kind, **metadata):
 
 WRITES = {
     "apply": lambda cluster: cluster.apply(manifest("apps/v1", "Deployment")),
+    "try_apply": lambda cluster: cluster.try_apply(manifest("apps/v1", "Deployment")),
     "apply_status": lambda cluster: cluster.apply_status(KEY, "uid", {}),
     "overwrite": lambda cluster: cluster.overwrite(manifest("v1", "Service")),
     "create_secret": lambda cluster: cluster.create_secret(manifest("v1", "Secret")),

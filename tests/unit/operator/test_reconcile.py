@@ -302,3 +302,49 @@ async def test_ready_pods_are_told(world):
     await world.reconcile()
     assert world.conditions()["Ready"] == ("True", "Serving")
     assert world.store.record(CHAT).status["url"] == "http://192.0.2.1/chat/v1"
+
+
+IMAGE = {"model": {"uri": "oci://registry/chat:1"}}
+
+
+async def test_an_image_is_tried_before_a_pod_could_start_without_it(world):
+    world.add(spec=IMAGE)
+    world.cluster.has_no_image_volumes = True
+    assert await world.reconcile() == 30
+    assert world.cluster.writes == [("try", "Deployment", "chat"), ("status", "DedicatedEndpoint", "chat")]
+    assert world.conditions()["Accepted"] == ("False", "ImageVolumeUnsupported")
+    world.cluster.has_no_image_volumes = False
+    await world.reconcile()
+    assert ("apply", "Deployment", "chat") in world.cluster.writes
+    assert world.conditions()["Accepted"] == ("True", "Valid")
+
+
+async def test_an_image_that_the_api_server_does_not_know_is_told(world):
+    world.add(spec=IMAGE)
+    words = 'failed to create typed patch object: .spec.template.spec.volumes[name="model"].image: field not declared'
+    world.cluster.refusals[DEPLOYMENT] = ClusterError(f"{words} in schema", code=500)
+    await world.reconcile()
+    assert world.conditions()["Accepted"] == ("False", "ImageVolumeUnsupported")
+
+
+async def test_the_commit_is_pinned_before_the_status_records_it(world):
+    world.add()
+    await world.reconcile()
+    said = {"exitCode": 0, "message": '{"commit": "%s", "bytes": 5}' % ("1" * 40)}
+    args = world.cluster.objects[DEPLOYMENT, CHAT]["spec"]["template"]["spec"]["initContainers"][0]["args"]
+    made = pod(world.template_hash(), ready=True)
+    made["spec"] = {"initContainers": [{"name": "model-download", "args": args}]}
+    made["status"]["initContainerStatuses"] = [{"name": "model-download", "state": {"terminated": said}}]
+    world.observe(POD, made)
+    await world.reconcile()
+    (pin,) = world.cluster.config_maps
+    assert world.cluster.writes == [("create", "ConfigMap", pin), ("status", "DedicatedEndpoint", "chat")]
+    assert world.store.record(CHAT).status["model"]["resolvedRevision"] == "1" * 40
+    fresh = World()
+    fresh.cluster, fresh.reconciler = (
+        world.cluster,
+        Reconciler(world.cluster, world.store, DEFAULTS, downloads=world.downloads, now=lambda: world.now),
+    )
+    world.cluster.writes.clear()
+    await fresh.reconciler.reconcile(CHAT)
+    assert world.cluster.writes == []
