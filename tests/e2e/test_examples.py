@@ -19,6 +19,7 @@ EXPECTED = {
     "cpu-only.yaml": {"HubUnreachable", "Unschedulable"},
     "pvc-model.yaml": {"DeviceUnavailable", "Unschedulable"},
     "private-hub-model.yaml": {"SecretNotFound", "Unschedulable"},
+    "gated-model-shared-cache.yaml": {"Unschedulable", "ClaimNotFound"},
     "limits.yaml": NO_HUB | {"SecretNotFound"},
     "two-replicas.yaml": {"Unschedulable", "ClaimNotFound"},
 }

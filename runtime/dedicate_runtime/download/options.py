@@ -107,7 +107,7 @@ def build_parser(environment: Mapping[str, str]) -> argparse.ArgumentParser:
     option("--pin", None, "name under which the commit of the first download is kept in the cache", _PIN)
     option("--pinned-commit-file", None, "file that may hold the commit to take")
     option("--max-cache-bytes", None, "what the cache may hold", _BYTES)
-    option("--patience-seconds", "120", "how long the hub may deliver nothing", _SECONDS)
+    option("--patience-seconds", "60", "how long the hub may deliver nothing", _SECONDS)
     option(
         "--verify", "changed", "changed or all: which files of the cache are read through", re.compile("changed|all")
     )

@@ -53,7 +53,7 @@ class DownloadRules:
 
     pin: str | None = None
     pinned_commit: str | None = None
-    patience_s: float = 120.0
+    patience_s: float = 60.0
     max_bytes: int | None = None
     verifies_all: bool = False
     is_offline: bool = False
