@@ -32,6 +32,7 @@ def test_there_is_one_for_each_promise():
         "cpu-only",
         "two-replicas",
         "limits",
+        "gated-model-shared-cache",
     }
 
 
