@@ -36,6 +36,10 @@ def blob_of(path, content):
     return sha256(content) if is_large(path) else git_oid(content)
 
 
+def describe_large(content):
+    return {"lfs": {"oid": sha256(content), "size": len(content), "pointerSize": 134}}
+
+
 @dataclass
 class Repository:
     """Commits by name, and what branches they are at. `access` is open, gated (401 and 403) or private."""
@@ -125,6 +129,10 @@ class HubServer:
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
+    def do_HEAD(self):
+        """Tell a file's digest before any redirect, as the hub's own client asks for it."""
+        self.do_GET()
+
     def do_GET(self):
         hub, path = self.server.hub, self.path.partition("?")[0]
         start = int(self.headers.get("Range", "bytes=0-").removeprefix("bytes=").partition("-")[0])
@@ -161,7 +169,8 @@ class _Handler(BaseHTTPRequestHandler):
         commit = repository.refs.get(revision, revision)
         if commit not in repository.commits:
             return self.reply(404, **{"X-Error-Code": "RevisionNotFound"})
-        return self.reply(200, json.dumps({"sha": commit}).encode())
+        named = "/".join(self.path.removeprefix("/api/models/").split("/")[:2])
+        return self.reply(200, json.dumps({"id": named, "sha": commit, "siblings": []}).encode())
 
     def list(self, repository, commit):
         """Two files a page."""
@@ -172,7 +181,7 @@ class _Handler(BaseHTTPRequestHandler):
         entries = []
         for path, content in files[start : start + 2]:
             entry = {"type": "file", "path": path, "size": len(content), "oid": git_oid(content)}
-            entries.append(entry | ({"lfs": {"oid": sha256(content), "size": len(content)}} if is_large(path) else {}))
+            entries.append(entry | (describe_large(content) if is_large(path) else {}))
         if start == 0:
             entries.append({"type": "directory", "path": "original", "oid": "0" * 40})
         link = {}
@@ -186,6 +195,9 @@ class _Handler(BaseHTTPRequestHandler):
         content = repository.commits.get(commit, {}).get(path)
         if content is None:
             return self.reply(404, **{"X-Error-Code": "EntryNotFound"})
+        if self.command == "HEAD":
+            etag = f'"{blob_of(path, content)}"'
+            return self.reply(200, content, ETag=etag, **{"X-Repo-Commit": commit})
         if is_large(path) and not self.server.is_content:
             return self.reply(302, Location=f"{hub.content_url}/{name}/resolve/{commit}/{path}")
         if hub.faults.corrupt[path] > 0:
@@ -205,7 +217,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header(header, value)
         self.send_header("Content-Length", str(len(content)))
         self.end_headers()
-        body = content[:cut]
+        body = b"" if self.command == "HEAD" else content[:cut]
         for offset in range(0, len(body), _CHUNK):
             if is_large and faults.released and offset >= len(content) // 2:
                 faults.released.wait()

@@ -127,6 +127,19 @@ def test_the_whole_model_is_behind_the_link_and_only_what_is_needed(start, hub):
     assert download.link.resolve() == (folder / "snapshots" / FIRST).resolve()
 
 
+def test_the_server_of_these_tests_is_one_to_the_hubs_own_client(hub, tmp_path):
+    """Else it could be wrong in the same way as the download is."""
+    code = "import huggingface_hub as h, sys; print(h.snapshot_download('org/gated', ignore_patterns='original/*'))"
+    environment = {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path), "HF_TOKEN": TOKEN, "HF_HUB_DISABLE_XET": "1"}
+    found = subprocess.run(
+        [sys.executable, "-c", code], env={**os.environ, **environment}, capture_output=True, text=True, check=True
+    )
+    folder = Path(found.stdout.strip())
+    assert folder.name == FIRST
+    for name in WANTED:
+        assert (folder / name).read_bytes() == FILES[name]
+
+
 def test_the_hubs_own_client_finds_it(start):
     download = start()
     download.succeed()
