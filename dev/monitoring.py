@@ -64,6 +64,11 @@ def list_series() -> dict[str, frozenset[str]]:
     return {name: labels for metric in metrics for name, labels in metric.series()}
 
 
+def read_alerts() -> dict[str, dict[str, Any]]:
+    """Return the alerts by name as they stand in the chart, with the two words that a release replaces."""
+    return {alert["alert"]: alert for alert in iterate_alerts(yaml.safe_load(ALERTS.read_text()))}
+
+
 def load_alerts(values: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """Return the content of the rules file that the chart's PrometheusRule stands for."""
     objects = render({"metrics": {"prometheusRule": {"enabled": True, **(values or {})}}})
@@ -97,7 +102,7 @@ def build_alert_rows() -> list[list[str]]:
             alert.get("for", "at once").replace("ENDPOINT_NOT_READY_FOR", "`endpointNotReadyFor`"),
             alert["annotations"]["summary"].replace("{{ $labels.", "*").replace(" }}", "*"),
         ]
-        for alert in iterate_alerts(yaml.safe_load(ALERTS.read_text()))
+        for alert in read_alerts().values()
     ]
 
 
