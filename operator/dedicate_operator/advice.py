@@ -128,7 +128,7 @@ _SENTENCES: Mapping[str, str] = {
     "OutOfMemory": "Lower spec.model.maxModelLength, choose a smaller model or dtype, or a larger device",
     "DiskFull": "Ask for a larger spec.cache",
     "ContextTooLong": "Lower spec.model.maxModelLength",
-    "HubUnreachable": "Check DNS, proxy and NetworkPolicy; HF_ENDPOINT in spec.runtime.env names a mirror",
+    "HubUnreachable": "Check DNS, proxy and spec.networkPolicy; HF_ENDPOINT in spec.runtime.env names a mirror",
     "StartupTimeout": "Raise spec.startup.timeoutSeconds, or let a claim in spec.cache keep the download",
     "NotAdmitted": "Check spec.route.className against kubectl get ingressclasses, and that the controller runs",
     "NameConflict": "Rename the endpoint, or remove what holds the name",
