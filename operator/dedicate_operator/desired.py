@@ -8,11 +8,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from dedicate_operator.drift import find_drift
+from dedicate_operator.httproute import build_http_route
 from dedicate_operator.ingress import build_ingress
 from dedicate_operator.kinds import CHILDREN, CLAIM, Json, Kind, kind_of
 from dedicate_operator.manifests import build_cache_claim, build_deployment, build_service
 from dedicate_operator.networkpolicy import build_network_policy, is_restricted
 from dedicate_operator.observed import Observed, is_owned, is_terminating
+from dedicate_operator.placement import Placement
 from dedicate_operator.settings import EndpointDefaults
 from dedicate_operator.spec import Endpoint, OwnedClaimCache
 
@@ -35,14 +37,14 @@ class Plan:
 
 
 def build_desired(
-    endpoint: Endpoint, defaults: EndpointDefaults, *, is_routed: bool, can_surge: bool = True
+    endpoint: Endpoint, defaults: EndpointDefaults, placement: Placement | None, *, can_surge: bool = True
 ) -> tuple[Json, ...]:
     """Return the manifests of all children except the Secret, in the order in which they are applied.
 
     Args:
         endpoint: whose children.
         defaults: what it leaves out.
-        is_routed: whether its path is its own.
+        placement: where its route stands; None if there is to be none, as where the path is another's.
         can_surge: whether the cluster can run a pod beyond the wanted ones during a rollout.
     """
     manifests: list[Json] = []
@@ -51,13 +53,17 @@ def build_desired(
     if is_restricted(endpoint, defaults):
         manifests.append(build_network_policy(endpoint, defaults))
     manifests += [build_service(endpoint), build_deployment(endpoint, defaults, can_surge=can_surge)]
-    if is_routed:
-        manifests.append(build_ingress(endpoint, defaults))
+    if placement is not None and placement.type == "Ingress":
+        manifests.append(build_ingress(endpoint, placement))
+    if placement is not None and placement.type == "HTTPRoute":
+        manifests.append(build_http_route(endpoint, placement))
     return tuple(manifests)
 
 
-def plan_writes(endpoint: Endpoint, desired: tuple[Json, ...], observed: Observed) -> Plan:
-    """Compare what should be with what is."""
+def plan_writes(
+    endpoint: Endpoint, desired: tuple[Json, ...], observed: Observed, *, kept: frozenset[Kind] = frozenset()
+) -> Plan:
+    """Compare what should be with what is; of the `kept` kinds nothing is obsolete."""
     missing: list[Json] = []
     drifted: list[tuple[Json, str]] = []
     foreign: list[Json] = []
@@ -76,7 +82,7 @@ def plan_writes(endpoint: Endpoint, desired: tuple[Json, ...], observed: Observe
     obsolete = [
         identity
         for identity, child in observed.children.items()
-        if identity not in wanted and _may_delete(identity[0], child, endpoint)
+        if identity not in wanted and identity[0] not in kept and _may_delete(identity[0], child, endpoint)
     ]
     obsolete.sort(key=lambda identity: (-CHILDREN.index(identity[0]), identity[1]))
     return Plan(tuple(missing), tuple(drifted), tuple(foreign), tuple(obsolete))

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from dedicate_operator import names
-from dedicate_operator.kinds import DEPLOYMENT, INGRESS, Json, Kind
+from dedicate_operator.kinds import DEPLOYMENT, HTTP_ROUTE, INGRESS, Json, Kind
 from dedicate_operator.spec import Endpoint
 
 
@@ -23,6 +23,9 @@ class Observed:
 
     def ingress(self, endpoint: Endpoint) -> Json | None:
         return self._owned(INGRESS, endpoint)
+
+    def http_route(self, endpoint: Endpoint) -> Json | None:
+        return self._owned(HTTP_ROUTE, endpoint)
 
     def _owned(self, kind: Kind, endpoint: Endpoint) -> Json | None:
         child = self.children.get((kind, endpoint.key.name))

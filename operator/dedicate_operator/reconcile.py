@@ -17,6 +17,7 @@ from dedicate_operator.cluster import ResourceList
 from dedicate_operator.desired import Plan, build_desired, plan_writes
 from dedicate_operator.diagnosis import is_waiting_for_volumes
 from dedicate_operator.errors import ClusterError
+from dedicate_operator.handover import plan_handover
 from dedicate_operator.identity import Key
 from dedicate_operator.kinds import ENDPOINT, EVENT, POD, Json, Kind, kind_of
 from dedicate_operator.observed import is_leftover, is_owned, is_terminating
@@ -67,6 +68,7 @@ class Reconciler:
         self._cluster = cluster
         self._store = store
         self._defaults = defaults
+        self._now = now
         self._api_keys = ApiKeys(cluster, now=now)
         self._reporter = Reporter(cluster, store, now=now)
 
@@ -89,13 +91,12 @@ class Reconciler:
     async def _reconcile_endpoint(self, record: EndpointRecord, endpoint: Endpoint) -> float | None:
         conflict = self._find_path_conflict(record, endpoint)
         observed = self._store.observed(endpoint.key)
+        situation = Situation(endpoint, self._defaults, observed, surroundings=self._store.surroundings)
+        handover = plan_handover(situation, is_routed=record.claim is not None and conflict is None, now=self._now())
         desired = build_desired(
-            endpoint,
-            self._defaults,
-            is_routed=record.claim is not None and conflict is None,
-            can_surge=not is_awaiting_accelerator(Situation(endpoint, self._defaults, observed)),
+            endpoint, self._defaults, handover.placement, can_surge=not is_awaiting_accelerator(situation)
         )
-        plan = plan_writes(endpoint, desired, observed)
+        plan = plan_writes(endpoint, desired, observed, kept=handover.kept)
         if plan.missing and not await self._is_alive(record):
             return None
         foreign = [*plan.foreign, *await self._find_foreign(endpoint, plan.missing)]
@@ -112,7 +113,8 @@ class Reconciler:
                 refusal = Refusal("QuotaExceeded" if error.is_over_quota else "ChildRefused", str(error))
         refusal = refusal or conflict
         events_s = await self._report(record, endpoint, refusal)
-        return min(filter(None, (keys_s, events_s, _REFUSAL_PERIOD_S if refusal else None)), default=None)
+        again_s = (keys_s, events_s, handover.again_s, _REFUSAL_PERIOD_S if refusal else None)
+        return min(filter(None, again_s), default=None)
 
     def _find_path_conflict(self, record: EndpointRecord, endpoint: Endpoint) -> Refusal | None:
         owner = self._store.find_route_owner(record.claim) if record.claim else None
@@ -171,7 +173,12 @@ class Reconciler:
         """Publish the status; return when to ask for Events again, if a pod waits for volumes."""
         observed = self._store.observed(endpoint.key)
         situation = Situation(
-            endpoint, self._defaults, observed, refusal, has_keys=self._api_keys.is_made(endpoint, record.status)
+            endpoint,
+            self._defaults,
+            observed,
+            refusal,
+            has_keys=self._api_keys.is_made(endpoint, record.status),
+            surroundings=self._store.surroundings,
         )
         waiting = [pod for pod in observed.pods if not is_ready(pod) and is_waiting_for_volumes(pod)]
         if waiting:

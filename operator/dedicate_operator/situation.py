@@ -10,6 +10,7 @@ from dedicate_operator.kinds import Json
 from dedicate_operator.observed import Observed
 from dedicate_operator.settings import EndpointDefaults
 from dedicate_operator.spec import Endpoint
+from dedicate_operator.surroundings import Surroundings
 
 ConditionStatus = Literal["True", "False", "Unknown"]
 
@@ -42,6 +43,7 @@ class Situation:
         refusal: set if the endpoint is not served as asked.
         events: Warning Events of pods that wait for volumes, by the pod's uid.
         has_keys: whether the Secret with the API keys was made.
+        surroundings: what others keep that routes depend on.
     """
 
     endpoint: Endpoint
@@ -50,3 +52,4 @@ class Situation:
     refusal: Refusal | None = None
     events: Mapping[str, Sequence[Json]] = field(default_factory=dict)
     has_keys: bool = True
+    surroundings: Surroundings = field(default_factory=Surroundings)

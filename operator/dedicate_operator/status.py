@@ -12,7 +12,7 @@ from dedicate_operator import names
 from dedicate_operator.advice import MAX_ADVICE_LENGTH, advise
 from dedicate_operator.diagnosis import SECRET_NOT_FOUND
 from dedicate_operator.kinds import Json
-from dedicate_operator.routing import build_routed, build_url
+from dedicate_operator.routing import build_route_status, build_routed, build_url
 from dedicate_operator.situation import Condition, Situation
 from dedicate_operator.spec import Endpoint
 from dedicate_operator.template import select_image, select_keys_secret
@@ -34,6 +34,7 @@ def build_status(situation: Situation) -> Json:
         "readyDisplay": f"{workload.num_ready}/{endpoint.spec.wanted_replicas}",
         "selector": names.format_selector(endpoint.key.name),
         "model": {"name": endpoint.spec.model.served_names[0]},
+        "route": build_route_status(situation),
         "runtimeImage": select_image(endpoint.spec, defaults),
         "conditions": _format(
             [_advise(condition, endpoint) for condition in _build_conditions(situation, workload)], endpoint.generation

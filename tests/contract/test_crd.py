@@ -77,7 +77,7 @@ PROBES = [
     {"model": HUB, "cache": {"persistentVolumeClaim": {"size": "1Gi"}}, "auth": {"apiKeysSecretRef": {"name": "a"}}},
     {"model": HUB, "auth": {"limitsConfigMapRef": {"name": "a"}}},
     {"model": HUB, "cache": {"existingClaim": {"name": "a"}}, "runtime": {"imagePullSecrets": [{"name": "a"}]}},
-    {"model": {"uri": "pvc://claim/path"}},
+    {"model": {"uri": "pvc://claim/path"}, "route": {"parentRefs": [{"name": "public"}]}},
 ]
 
 

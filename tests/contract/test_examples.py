@@ -32,6 +32,8 @@ def test_there_is_one_for_each_promise():
         "cpu-only",
         "two-replicas",
         "limits",
+        "httproute",
+        "tls",
     }
 
 
