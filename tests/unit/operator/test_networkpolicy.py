@@ -144,7 +144,7 @@ def test_a_list_that_the_api_server_drops_is_no_drift():
     """Else each pass would write what is there already."""
     peer = {"ipBlock": {"cidr": "10.0.0.0/8", "except": []}}
     spec = HUB | {"networkPolicy": {"allowFrom": [peer]}}
-    desired = build_desired(endpoint(spec), defaults(), is_routed=True)
+    desired = build_desired(endpoint(spec), defaults(), None)
     children = {(kind_of(item), item["metadata"]["name"]): as_child(item) for item in desired}
     stored = children[NETWORK_POLICY, "chat"]["spec"]["ingress"][0]["from"][0]["ipBlock"]
     del stored["except"]
@@ -153,7 +153,7 @@ def test_a_list_that_the_api_server_drops_is_no_drift():
 
 def test_an_empty_selector_is_not_nothing():
     spec = HUB | {"networkPolicy": {"allowFrom": [{"namespaceSelector": {}, "podSelector": {}}]}}
-    desired = build_desired(endpoint(spec), defaults(), is_routed=True)
+    desired = build_desired(endpoint(spec), defaults(), None)
     children = {(kind_of(item), item["metadata"]["name"]): as_child(item) for item in desired}
     del children[NETWORK_POLICY, "chat"]["spec"]["ingress"][0]["from"][0]["namespaceSelector"]
     assert [kind_of(item) for item, _ in plan_writes(endpoint(spec), desired, Observed(children)).drifted] == [
