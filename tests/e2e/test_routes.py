@@ -82,7 +82,12 @@ def door(authority):
 @pytest.fixture(scope="module")
 def routed(endpoints, authority):
     endpoints.kube.apply(authority.build_secret("llm-tls", endpoints.namespace, HOST))
-    endpoints.apply("routed", route=TO_INGRESS)
+    # Half a core makes 8,000 tokens last for minutes.
+    sizes = {
+        "requests": {"cpu": "100m", "memory": "1Gi", "ephemeral-storage": "64Mi"},
+        "limits": {"cpu": "500m", "memory": "4Gi", "ephemeral-storage": "1Gi"},
+    }
+    endpoints.apply("routed", route=TO_INGRESS, resources=sizes)
     await_ready(endpoints.kube, "routed", endpoints.namespace, print, deadline_s=420)
     yield Routed(endpoints, "routed")
     endpoints.delete("routed")
