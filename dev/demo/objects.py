@@ -16,7 +16,9 @@ MODELS_CLAIM = "models"
 Manifest = dict[str, Any]
 
 
-def build_local_values(images: dict[str, ImageReference], *, host: str, class_name: str, port: int) -> dict[str, Any]:
+def build_local_values(
+    images: dict[str, ImageReference], *, host: str, class_name: str, port: int, tls_port: int
+) -> dict[str, Any]:
     """Return chart values for the local cluster: our images by digest, and how clients reach its ingress."""
 
     def image(name: str) -> dict[str, str]:
@@ -26,7 +28,7 @@ def build_local_values(images: dict[str, ImageReference], *, host: str, class_na
     return {
         "operator": {"image": image("operator")},
         "runtime": {"image": image("runtime")},
-        "route": {"host": host, "className": class_name, "externalPort": port},
+        "route": {"host": host, "className": class_name, "externalPort": port, "externalTLSPort": tls_port},
     }
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import os
 from dataclasses import dataclass
-from urllib.parse import urlsplit
 
 import pytest
 
@@ -131,10 +130,10 @@ def kube(node_cluster):
 @pytest.fixture(scope="session")
 def values(node_cluster):
     images = push_images(RECIPES, node_cluster.registry, print)
-    port = urlsplit(node_cluster.ingress_url).port
-    values = objects.build_local_values(images, host="localhost", class_name=INGRESS_CLASS, port=port)
-    values["route"]["externalTLSPort"] = urlsplit(node_cluster.ingress_tls_url).port
-    return values
+    ports = node_cluster.plan.ports
+    return objects.build_local_values(
+        images, host="localhost", class_name=INGRESS_CLASS, port=ports.ingress, tls_port=ports.ingress_tls
+    )
 
 
 @pytest.fixture(scope="session")
