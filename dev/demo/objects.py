@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from dev.cluster.plan import Ports
 from dev.images.recipe import ImageReference
 
 OPERATOR_NAMESPACE = "dedicate-system"
@@ -17,9 +18,9 @@ Manifest = dict[str, Any]
 
 
 def build_local_values(
-    images: dict[str, ImageReference], *, host: str, class_name: str, port: int, tls_port: int
+    images: dict[str, ImageReference], *, host: str, class_name: str, ports: Ports
 ) -> dict[str, Any]:
-    """Return chart values for the local cluster: our images by digest, and how clients reach its ingress."""
+    """Return chart values for the local cluster: our images by digest, how clients reach its ingress, its API port."""
 
     def image(name: str) -> dict[str, str]:
         reference = images[name]
@@ -28,7 +29,14 @@ def build_local_values(
     return {
         "operator": {"image": image("operator")},
         "runtime": {"image": image("runtime")},
-        "route": {"host": host, "className": class_name, "externalPort": port, "externalTLSPort": tls_port},
+        "route": {
+            "host": host,
+            "className": class_name,
+            "externalPort": ports.ingress,
+            "externalTLSPort": ports.ingress_tls,
+        },
+        # The customary port may have been taken, and the cluster enforces NetworkPolicies.
+        "networkPolicy": {"apiServer": {"ports": [443, ports.api]}},
     }
 
 

@@ -64,10 +64,7 @@ def run_local(progress: Progress, *, ingress_port: int) -> None:
     with progress.step("Model: SmolLM2-135M-Instruct"):
         models = ensure_models_folder()
     kube = Kube(kubeconfig=cluster.kubeconfig)
-    ports = cluster.plan.ports
-    values = objects.build_local_values(
-        images, host="localhost", class_name=INGRESS_CLASS, port=ports.ingress, tls_port=ports.ingress_tls
-    )
+    values = objects.build_local_values(images, host="localhost", class_name=INGRESS_CLASS, ports=cluster.plan.ports)
     _deploy(kube, progress, values, ())
     kube.apply(*objects.build_model_volume(models, objects.ENDPOINT_NAMESPACE))
     client = _serve(kube, progress, f"pvc://{objects.MODELS_CLAIM}/{MODEL_FOLDER}")
@@ -146,7 +143,7 @@ def _check_local(cluster: Cluster, ingress_port: int) -> None:
 def _deploy(kube: Kube, progress: Progress, values: dict[str, object], value_files: tuple[Path, ...]) -> None:
     with progress.step("Chart: helm upgrade --install") as say:
         kube.apply(build_namespace(objects.OPERATOR_NAMESPACE), build_namespace(objects.ENDPOINT_NAMESPACE))
-        kube.install_chart(objects.RELEASE, objects.OPERATOR_NAMESPACE, values, value_files, say)
+        kube.install_chart(objects.RELEASE, objects.OPERATOR_NAMESPACE, values, value_files, say=say)
 
 
 def _serve(kube: Kube, progress: Progress, model_uri: str) -> Client:

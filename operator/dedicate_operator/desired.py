@@ -12,6 +12,7 @@ from dedicate_operator.httproute import build_http_route
 from dedicate_operator.ingress import build_ingress
 from dedicate_operator.kinds import CHILDREN, CLAIM, Json, Kind, kind_of
 from dedicate_operator.manifests import build_cache_claim, build_deployment, build_service
+from dedicate_operator.networkpolicy import build_network_policy, is_restricted
 from dedicate_operator.observed import Observed, is_owned, is_terminating
 from dedicate_operator.placement import Placement
 from dedicate_operator.settings import EndpointDefaults
@@ -49,6 +50,8 @@ def build_desired(
     manifests: list[Json] = []
     if isinstance(endpoint.spec.cache, OwnedClaimCache):
         manifests.append(build_cache_claim(endpoint, endpoint.spec.cache))
+    if is_restricted(endpoint, defaults):
+        manifests.append(build_network_policy(endpoint, defaults))
     manifests += [build_service(endpoint), build_deployment(endpoint, defaults, can_surge=can_surge)]
     if placement is not None and placement.type == "Ingress":
         manifests.append(build_ingress(endpoint, placement))

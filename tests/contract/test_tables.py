@@ -11,9 +11,11 @@ from dedicate_operator.errors import SettingsError
 from dedicate_operator.httproute import build_http_route
 from dedicate_operator.ingress import build_ingress
 from dedicate_operator.manifests import build_deployment, build_keys_secret, build_service
+from dedicate_operator.networkpolicy import build_network_policy
 from dedicate_operator.placement import place_route
 from dedicate_operator.routes import ParentRef
 from dedicate_operator.settings import Settings as OperatorSettings
+from dedicate_runtime.download.options import build_parser
 from dedicate_runtime.errors import ExitCode
 from dedicate_runtime.settings import _build_parser
 from dev.chart import render
@@ -75,6 +77,35 @@ class TestRuntimeOptions:
             assert variable.isidentifier()
 
 
+class TestDownloadOptions:
+    @pytest.fixture
+    def options(self):
+        actions = build_parser({})._actions
+        return {action.option_strings[-1]: action for action in actions if action.dest != "help"}
+
+    @pytest.fixture
+    def rows(self, contract):
+        return {strip(row["option"]): row["default"] for row in contract.table("Arguments of the download")}
+
+    def test_names(self, options, rows):
+        assert list(options) == list(rows)
+
+    def test_defaults(self, options, rows):
+        for name, told in rows.items():
+            default = options[name].default
+            if default is None:
+                assert told in {"none", "the default branch", "required"}, name
+            else:
+                assert strip(told) == ("off" if default is False else default), name
+
+    def test_each_may_come_from_the_environment(self, options):
+        examples = {"--model": "hf://a/b", "--verify": "all", "--log-level": "debug"}
+        for name in options:
+            variable = f"DEDICATE_{name.removeprefix('--').replace('-', '_').upper()}"
+            found = build_parser({variable: examples.get(name, "1")}).parse_args([])
+            assert str(getattr(found, name.removeprefix("--").replace("-", "_"))) in {examples.get(name, "1"), "True"}
+
+
 class TestExitCodes:
     def test_document_runtime_and_operator_agree(self, contract):
         documented = {
@@ -93,11 +124,13 @@ class TestOperatorEnvironment:
         assert [item["name"] for item in operator_container["env"]] == list(rows)
 
     def test_the_operator_reads_what_the_chart_writes(self, operator_container):
-        settings = OperatorSettings.from_environment(
-            {item["name"]: item.get("value", "") for item in operator_container["env"]}
-        )
-        # The chart names the Lease after the release; everything else is the operator's own default.
+        # The chart names the Lease after the release and knows who the operator's pods are and where metrics are
+        # scraped from; everything else is the operator's own default.
+        environment = {item["name"]: item.get("value", "") for item in operator_container["env"]}
+        settings = OperatorSettings.from_environment(environment)
+        management = "DEDICATE_NETWORK_POLICY_MANAGEMENT_FROM"
         own = {
+            management: environment[management],
             "DEDICATE_RUNTIME_IMAGE": settings.defaults.image,
             "DEDICATE_LEASE_NAME": "dedicate",
             "DEDICATE_LEASE_NAMESPACE": "dedicate-system",
@@ -128,8 +161,17 @@ class TestOperatorEnvironment:
                 "externalPort": 8080,
                 "externalTLSPort": 8443,
             },
+            "models": {"hubEndpoint": "http://hub.example.com:8080/mirror"},
             "logging": {"format": "plain", "level": "debug"},
             "ports": {"liveness": 8181, "metrics": 8282},
+            "networkPolicy": {
+                "endpoints": {
+                    "mode": "None",
+                    "allowFrom": [{"podSelector": {}}],
+                    "metricsFrom": [{"namespaceSelector": {}}],
+                    "extraEgress": [{"ports": [{"port": 3128}]}],
+                }
+            },
         }
         (deployment,) = (item for item in render(values) if item["kind"] == "Deployment")
         (container,) = deployment["spec"]["template"]["spec"]["containers"]
@@ -139,12 +181,19 @@ class TestOperatorEnvironment:
         assert settings.defaults.image_pull_secrets == ("registry",)
         assert settings.defaults.route_host == "llm.example.com"
         assert settings.defaults.route_class_name == "traefik"
+        assert settings.defaults.network_policy.mode == "None"
+        assert settings.defaults.network_policy.allow_from == ({"podSelector": {}},)
+        operator, monitoring = settings.defaults.network_policy.management_from
+        assert operator["podSelector"]["matchLabels"] == deployment["spec"]["selector"]["matchLabels"]
+        assert monitoring == {"namespaceSelector": {}}
+        assert settings.defaults.network_policy.extra_egress == ({"ports": [{"port": 3128}]},)
         assert settings.defaults.route_type == "HTTPRoute"
         assert settings.defaults.route_controller_profile == "NGINX"
         assert settings.defaults.route_parent_refs == (ParentRef("public", "infra", "web", 8080),)
         assert settings.defaults.route_external_scheme == "https"
         assert settings.defaults.route_external_port == 8080
         assert settings.defaults.route_external_tls_port == 8443
+        assert settings.defaults.hub_endpoint == "http://hub.example.com:8080/mirror"
         assert (settings.log_format, settings.log_level) == ("plain", "debug")
         assert settings.liveness_port == 8181 == container["ports"][0]["containerPort"]
         assert settings.metrics_port == 8282 == container["ports"][1]["containerPort"]
@@ -153,6 +202,7 @@ class TestOperatorEnvironment:
         settings = OperatorSettings.from_environment({"DEDICATE_RUNTIME_IMAGE": "runtime:1"})
         assert rows["DEDICATE_RUNTIME_IMAGE"] == "required"
         assert strip(rows["DEDICATE_LEASE_NAME"]) == settings.lease_name
+        assert strip(rows["DEDICATE_NETWORK_POLICY_MODE"]) == settings.defaults.network_policy.mode
         assert strip(rows["DEDICATE_ROUTE_TYPE"]) == settings.defaults.route_type
         assert strip(rows["DEDICATE_ROUTE_CONTROLLER_PROFILE"]) == settings.defaults.route_controller_profile
         assert strip(rows["DEDICATE_LOG_FORMAT"]) == settings.log_format
@@ -162,6 +212,7 @@ class TestOperatorEnvironment:
         assert empty == set(rows) - {
             "DEDICATE_RUNTIME_IMAGE",
             "DEDICATE_LEASE_NAME",
+            "DEDICATE_NETWORK_POLICY_MODE",
             "DEDICATE_ROUTE_TYPE",
             "DEDICATE_ROUTE_CONTROLLER_PROFILE",
             "DEDICATE_LOG_FORMAT",
@@ -189,13 +240,14 @@ class TestNamesAndLabels:
         name = endpoint.key.name
         table = contract.table("Names and labels")
         rows = {row["child"]: strip(row["name"]).replace("<CR name>", name) for row in table}
-        assert rows["Deployment, Service, Ingress, HTTPRoute"] == name
+        assert rows["Deployment, Service, Ingress, HTTPRoute, NetworkPolicy"] == name
         placement = place_route(endpoint, defaults)
         for child in (
             build_deployment(endpoint, defaults),
             build_service(endpoint),
             build_ingress(endpoint, placement),
             build_http_route(endpoint, placement),
+            build_network_policy(endpoint, defaults),
         ):
             assert child["metadata"]["name"] == name
         secret = build_keys_secret(endpoint, "key")
@@ -209,10 +261,11 @@ class TestNamesAndLabels:
         assert spec["selector"]["matchLabels"] == selector
         assert build_service(endpoint)["spec"]["selector"] == selector
         assert selector.items() <= spec["template"]["metadata"]["labels"].items()
+        assert build_network_policy(endpoint, defaults)["spec"]["podSelector"] == {"matchLabels": selector}
 
 
 class TestFiles:
     def test_paths(self, contract):
         documented = {strip(row["path or variable"]) for row in contract.table("Files and environment")}
         folders = {names.KEYS_DIR, names.LIMITS_DIR, names.MODELS_DIR, names.CACHE_DIR, names.TMP_DIR, names.SHM_DIR}
-        assert documented == folders | {"HF_TOKEN", "HF_HUB_OFFLINE=1"}
+        assert documented == folders | {names.PIN_DIR, "HF_TOKEN", "HF_ENDPOINT", "HF_HUB_OFFLINE=1"}

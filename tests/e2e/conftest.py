@@ -130,10 +130,7 @@ def kube(node_cluster):
 @pytest.fixture(scope="session")
 def values(node_cluster):
     images = push_images(RECIPES, node_cluster.registry, print)
-    ports = node_cluster.plan.ports
-    return objects.build_local_values(
-        images, host="localhost", class_name=INGRESS_CLASS, port=ports.ingress, tls_port=ports.ingress_tls
-    )
+    return objects.build_local_values(images, host="localhost", class_name=INGRESS_CLASS, ports=node_cluster.plan.ports)
 
 
 @pytest.fixture(scope="session")
@@ -151,26 +148,26 @@ def release(kube, values, ran_against):
 
 
 @pytest.fixture(scope="session")
-def endpoints(kube, release):
-    return _open_namespace(kube, NAMESPACE)
+def open_namespace(kube):
+    """Make a namespace with a claim on the models in it; return what works with endpoints there."""
+
+    def open_(name):
+        kube.apply(build_namespace(name))
+        kube.apply(*objects.build_model_volume(ensure_models_folder(), name))
+        return Endpoints(kube, name)
+
+    return open_
 
 
 @pytest.fixture(scope="session")
-def examples(kube, release):
+def endpoints(open_namespace, release):
+    return open_namespace(NAMESPACE)
+
+
+@pytest.fixture(scope="session")
+def examples(open_namespace, release):
     """A namespace of its own, because names in examples/ are what they are."""
-    return _open_namespace(kube, "examples")
-
-
-@pytest.fixture(scope="session")
-def open_namespace(kube, release):
-    """Make one more namespace of the restricted kind, with the model in it."""
-    return lambda name: _open_namespace(kube, name)
-
-
-def _open_namespace(kube, name):
-    kube.apply(build_namespace(name))
-    kube.apply(*objects.build_model_volume(ensure_models_folder(), name))
-    return Endpoints(kube, name)
+    return open_namespace("examples")
 
 
 @pytest.fixture(scope="session")

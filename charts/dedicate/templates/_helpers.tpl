@@ -79,6 +79,18 @@ helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version | replace 
   value: {{ .Values.route.externalPort | default "" | toString | quote }}
 - name: DEDICATE_ROUTE_EXTERNAL_TLS_PORT
   value: {{ .Values.route.externalTLSPort | default "" | toString | quote }}
+{{- $policy := .Values.networkPolicy.endpoints }}
+{{- $operator := include "dedicate.peer" . | fromYaml }}
+- name: DEDICATE_NETWORK_POLICY_MODE
+  value: {{ $policy.mode | quote }}
+- name: DEDICATE_NETWORK_POLICY_ALLOW_FROM
+  value: {{ $policy.allowFrom | toJson | quote }}
+- name: DEDICATE_NETWORK_POLICY_MANAGEMENT_FROM
+  value: {{ prepend $policy.metricsFrom $operator | toJson | quote }}
+- name: DEDICATE_NETWORK_POLICY_EXTRA_EGRESS
+  value: {{ $policy.extraEgress | toJson | quote }}
+- name: DEDICATE_HUB_ENDPOINT
+  value: {{ .Values.models.hubEndpoint | quote }}
 - name: DEDICATE_LOG_FORMAT
   value: {{ .Values.logging.format | quote }}
 - name: DEDICATE_LOG_LEVEL
@@ -184,10 +196,24 @@ seccompProfile:
 - apiGroups: [""]
   resources: [events]
   verbs: [create, list]
+# The commit that a model's first download found, written once; no ConfigMap is ever read.
+- apiGroups: [""]
+  resources: [configmaps]
+  verbs: [create]
 # The generated key, written once; no Secret is ever read.
 - apiGroups: [""]
   resources: [secrets]
   verbs: [create]
+{{- end -}}
+
+{{/* The operator's pods, as a NetworkPolicy of another namespace names them. */}}
+{{- define "dedicate.peer" -}}
+namespaceSelector:
+  matchLabels:
+    kubernetes.io/metadata.name: {{ .Release.Namespace }}
+podSelector:
+  matchLabels:
+    {{- include "dedicate.selectorLabels" . | nindent 4 }}
 {{- end -}}
 
 {{/* Egress to the API server, and to DNS (NodeLocal DNSCache listens at the address given). */}}
