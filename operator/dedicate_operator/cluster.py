@@ -16,7 +16,7 @@ from dedicate_operator.connection import Answer, Check, Connection
 from dedicate_operator.errors import ClusterError
 from dedicate_operator.fence import Fence
 from dedicate_operator.identity import Key
-from dedicate_operator.kinds import ENDPOINT, EVENT, LEASE, SECRET, Json, Kind, kind_of
+from dedicate_operator.kinds import CONFIG_MAP, ENDPOINT, EVENT, LEASE, SECRET, Json, Kind, kind_of
 from dedicate_operator.leadership import TRANSIT_S
 from dedicate_operator.metrics import Metrics
 
@@ -132,6 +132,11 @@ class Cluster:
         body = {**manifest, "metadata": {**manifest["metadata"], **_precondition(seen)}}
         return await self._write("PATCH", _path_of(manifest), body, _APPLY_PARAMS, type_=_APPLY)
 
+    async def try_apply(self, manifest: Json) -> Json:
+        """Return what the object would be if the manifest were applied; nothing changes."""
+        params = {**_APPLY_PARAMS, "dryRun": "All"}
+        return await self._write("PATCH", _path_of(manifest), manifest, params, type_=_APPLY)
+
     async def apply_status(self, key: Key, seen: Json, status: Json) -> Json:
         """Replace the operator's part of an endpoint's status; return the endpoint as it is now.
 
@@ -151,8 +156,15 @@ class Cluster:
 
     async def create_secret(self, manifest: Json) -> bool:
         """Create the Secret; return False if one of its name exists, which is never read or changed."""
+        return await self._create(SECRET, manifest)
+
+    async def create_config_map(self, manifest: Json) -> bool:
+        """Create the ConfigMap; return False if one of its name exists, which is never read or changed."""
+        return await self._create(CONFIG_MAP, manifest)
+
+    async def _create(self, kind: Kind, manifest: Json) -> bool:
         try:
-            await self._write("POST", _path(SECRET, manifest["metadata"]["namespace"]), manifest)
+            await self._write("POST", _path(kind, manifest["metadata"]["namespace"]), manifest)
         except ClusterError as error:
             if error.is_conflict:
                 return False

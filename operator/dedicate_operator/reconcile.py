@@ -14,18 +14,21 @@ from datetime import datetime
 from typing import Protocol
 
 from dedicate_operator.apikeys import ApiKeys, SecretCreator
+from dedicate_operator.caching import find_commit, read_pinned
 from dedicate_operator.cluster import ResourceList
 from dedicate_operator.desired import Plan, build_desired, plan_writes
 from dedicate_operator.diagnosis import is_waiting_for_volumes
+from dedicate_operator.downloads import Downloads
 from dedicate_operator.errors import ClusterError
 from dedicate_operator.handover import plan_handover
 from dedicate_operator.identity import Key
-from dedicate_operator.kinds import ENDPOINT, EVENT, POD, Json, Kind, kind_of
+from dedicate_operator.kinds import DEPLOYMENT, ENDPOINT, EVENT, POD, Json, Kind, kind_of
 from dedicate_operator.observed import Observed, is_leftover, is_owned, is_terminating
+from dedicate_operator.pins import ConfigMapCreator, Pins
 from dedicate_operator.reporting import Reporter, StatusWriter
 from dedicate_operator.settings import EndpointDefaults
 from dedicate_operator.situation import Refusal, Situation
-from dedicate_operator.spec import Endpoint
+from dedicate_operator.spec import Endpoint, HubSource, ImageSource
 from dedicate_operator.status import build_invalid_status, build_status
 from dedicate_operator.store import EndpointRecord, Store, key_of
 from dedicate_operator.workload import is_awaiting_accelerator, is_ready
@@ -42,10 +45,13 @@ _LEFTOVER_PERIOD_S = 5.0
 _MAX_PODS_ASKED = 3
 
 _MISSING = "missing"
+# An API server that knows the field and leaves it out, and one that does not know it.
+_IMAGE_LEFT_OUT = "the image volume is left out"
+_NO_IMAGE_VOLUMES = (_IMAGE_LEFT_OUT, ".image: field not declared in schema")
 _UNLABELLED = "metadata.labels"
 
 
-class ClusterApi(SecretCreator, StatusWriter, Protocol):
+class ClusterApi(SecretCreator, ConfigMapCreator, StatusWriter, Protocol):
     """What a reconcile asks of the API server."""
 
     async def fetch(self, kind: Kind, key: Key) -> Json | None: ...
@@ -55,6 +61,8 @@ class ClusterApi(SecretCreator, StatusWriter, Protocol):
     ) -> ResourceList: ...
 
     async def apply(self, manifest: Json, seen: Json | None) -> Json: ...
+
+    async def try_apply(self, manifest: Json) -> Json: ...
 
     async def overwrite(self, manifest: Json, seen: Json) -> Json: ...
 
@@ -70,6 +78,7 @@ class Reconciler:
         store: Store,
         defaults: EndpointDefaults,
         *,
+        downloads: Downloads,
         now: Callable[[], datetime],
         has_backlog: Callable[[], bool] = lambda: False,
     ) -> None:
@@ -84,6 +93,8 @@ class Reconciler:
         self._has_backlog = has_backlog
         self._now = now
         self._api_keys = ApiKeys(cluster, now=now)
+        self._pins = Pins(cluster)
+        self._downloads = downloads
         self._reporter = Reporter(cluster, store, now=now)
 
     async def reconcile(self, key: Key) -> float | None:
@@ -95,6 +106,8 @@ class Reconciler:
         record = self._store.record(key)
         if record is None or is_terminating(record.resource):
             self._api_keys.forget(key)
+            self._pins.forget(key)
+            self._downloads.forget(key)
             return None
         if record.endpoint is None:
             generation = record.resource["metadata"].get("generation", 0)
@@ -116,13 +129,14 @@ class Reconciler:
         foreign, keys_s, refusal = list(plan.foreign), None, None
         if not foreign:
             try:
+                await self._check_image(endpoint, plan)
                 foreign = await self._write(endpoint, plan, observed)
                 # Before any pod can mount it; but not where a name is taken.
                 keys_s = None if foreign else await self._api_keys.ensure(endpoint, record.status)
             except ClusterError as error:
-                if error.is_retryable or error.is_not_found:
+                refusal = _find_refusal(endpoint, error)
+                if refusal is None:
                     raise
-                refusal = Refusal("QuotaExceeded" if error.is_over_quota else "ChildRefused", str(error))
         if foreign and all(is_leftover(child, endpoint) for child in foreign):
             return _LEFTOVER_PERIOD_S
         if plan.missing and not (foreign or refusal) and self._has_backlog():
@@ -150,6 +164,20 @@ class Reconciler:
         """
         live = await self._cluster.fetch(ENDPOINT, key_of(record.resource))
         return live is not None and live["metadata"]["uid"] == record.uid and not is_terminating(live)
+
+    async def _check_image(self, endpoint: Endpoint, plan: Plan) -> None:
+        """Try a model that is an image first: an API server without image volumes leaves it out of pods unsaid.
+
+        Raises:
+            ClusterError: it would be left out.
+        """
+        if not isinstance(endpoint.spec.model.source, ImageSource):
+            return
+        for manifest in (*plan.missing, *(manifest for manifest, _ in plan.drifted)):
+            if kind_of(manifest) == DEPLOYMENT:
+                volumes = (await self._cluster.try_apply(manifest))["spec"]["template"]["spec"].get("volumes") or []
+                if not any("image" in volume for volume in volumes):
+                    raise ClusterError(_IMAGE_LEFT_OUT, code=422)
 
     async def _write(self, endpoint: Endpoint, plan: Plan, observed: Observed) -> list[Json]:
         """Write what the plan says; stop at an object of somebody else that holds a name of ours, and return it."""
@@ -202,6 +230,7 @@ class Reconciler:
     async def _report(self, record: EndpointRecord, endpoint: Endpoint, refusal: Refusal | None) -> float | None:
         """Publish the status; return when to ask for Events again, if a pod waits for volumes."""
         observed = self._store.observed(endpoint.key)
+        source = endpoint.spec.model.source
         situation = Situation(
             endpoint,
             self._defaults,
@@ -209,7 +238,10 @@ class Reconciler:
             refusal,
             has_keys=self._api_keys.is_made(endpoint, record.status),
             surroundings=self._store.surroundings,
+            pinned=read_pinned(source, record.status) if isinstance(source, HubSource) else None,
+            progress=self._downloads.follow(endpoint.key, observed.pods),
         )
+        await self._pins.ensure(endpoint, record.status, find_commit(situation))
         waiting = [pod for pod in observed.pods if not is_ready(pod) and is_waiting_for_volumes(pod)]
         if waiting:
             situation = replace(situation, events=await self._fetch_events(waiting))
@@ -225,6 +257,20 @@ class Reconciler:
             found = await self._cluster.fetch_list(EVENT, namespace, fields=fields)
             events[uid] = sorted(found.items, key=_event_time, reverse=True)
         return events
+
+
+def _find_refusal(endpoint: Endpoint, error: ClusterError) -> Refusal | None:
+    """Return why the API server will not have the children as they are, None where it may have them later."""
+    is_image = isinstance(endpoint.spec.model.source, ImageSource)
+    if is_image and any(words in str(error) for words in _NO_IMAGE_VOLUMES):
+        return Refusal(
+            "ImageVolumeUnsupported",
+            "spec.model.uri is an image, and this cluster has no image volumes: they are on by default from Kubernetes "
+            "1.35, and need the feature gate ImageVolume before; use pvc:// or hf:// instead",
+        )
+    if error.is_retryable or error.is_not_found:
+        return None
+    return Refusal("QuotaExceeded" if error.is_over_quota else "ChildRefused", str(error))
 
 
 def _refuse_names(foreign: Sequence[Json], endpoint: Endpoint) -> Refusal | None:

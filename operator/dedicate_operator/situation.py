@@ -36,6 +36,16 @@ class Refusal:
 
 
 @dataclass(frozen=True, slots=True)
+class DownloadProgress:
+    """How far a pod's download is, by its own account. `trouble` says what it waits for to pass."""
+
+    stage: str
+    downloaded_bytes: int
+    total_bytes: int
+    trouble: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Situation:
     """All that a status is computed from.
 
@@ -44,6 +54,8 @@ class Situation:
         events: Warning Events of pods that wait for volumes, by the pod's uid.
         has_keys: whether the Secret with the API keys was made.
         surroundings: what others keep that routes depend on.
+        pinned: the commit that what the specification asks for was resolved to before.
+        progress: of the download that goes on, as far as it is known.
     """
 
     endpoint: Endpoint
@@ -53,3 +65,5 @@ class Situation:
     events: Mapping[str, Sequence[Json]] = field(default_factory=dict)
     has_keys: bool = True
     surroundings: Surroundings = field(default_factory=Surroundings)
+    pinned: str | None = None
+    progress: DownloadProgress | None = None

@@ -34,6 +34,7 @@ def test_there_is_one_for_each_promise():
         "limits",
         "httproute",
         "tls",
+        "gated-model-shared-cache",
     }
 
 

@@ -44,6 +44,7 @@ WRONG = [
     ({"route": {"externalTLSPort": 0}}, "externalTLSPort"),
     ({"route": {"externalPort": 0}}, "externalPort"),
     ({"route": {"externalPort": 65536}}, "externalPort"),
+    ({"models": {"hubEndpoint": "hub.example.com"}}, "hubEndpoint"),
     ({"logging": {"format": "text"}}, "format"),
     ({"logging": {"level": "INFO"}}, "level"),
     ({"ports": {"liveness": 80}}, "liveness"),
