@@ -90,6 +90,8 @@ class Cluster:
                 compact({"apiVersion": kind.api_version, "kind": kind.kind, **item}) for item in page.get("items") or []
             ]
             metadata = page.get("metadata") or {}
+            # Every kind is listed at once: none keeps what it has read while it waits for the next page.
+            del page
             if not metadata.get("continue"):
                 return ResourceList(items, str(metadata.get("resourceVersion", "")))
             params["continue"] = metadata["continue"]
