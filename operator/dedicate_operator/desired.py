@@ -7,11 +7,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from dedicate_operator.disruption import build_disruption_budget
 from dedicate_operator.drift import find_drift
 from dedicate_operator.ingress import build_ingress
 from dedicate_operator.kinds import CHILDREN, CLAIM, Json, Kind, kind_of
 from dedicate_operator.manifests import build_cache_claim, build_deployment, build_service
 from dedicate_operator.observed import Observed, is_owned, is_terminating
+from dedicate_operator.rendering import Rendering
 from dedicate_operator.settings import EndpointDefaults
 from dedicate_operator.spec import Endpoint, OwnedClaimCache
 
@@ -34,7 +36,14 @@ class Plan:
 
 
 def build_desired(
-    endpoint: Endpoint, defaults: EndpointDefaults, *, is_routed: bool, can_surge: bool = True
+    endpoint: Endpoint,
+    defaults: EndpointDefaults,
+    *,
+    is_routed: bool,
+    can_surge: bool = True,
+    rendering: Rendering | None = None,
+    replicas: int | None = None,
+    autoscaler: Json | None = None,
 ) -> tuple[Json, ...]:
     """Return the manifests of all children except the Secret, in the order in which they are applied.
 
@@ -43,11 +52,17 @@ def build_desired(
         defaults: what it leaves out.
         is_routed: whether its path is its own.
         can_surge: whether the cluster can run a pod beyond the wanted ones during a rollout.
+        rendering: the template of its pods; a new one if left out.
+        replicas: how many pods there are to be; as many as wanted if left out.
+        autoscaler: what scales it.
     """
     manifests: list[Json] = []
     if isinstance(endpoint.spec.cache, OwnedClaimCache):
         manifests.append(build_cache_claim(endpoint, endpoint.spec.cache))
-    manifests += [build_service(endpoint), build_deployment(endpoint, defaults, can_surge=can_surge)]
+    deployment = build_deployment(endpoint, defaults, can_surge=can_surge, rendering=rendering, replicas=replicas)
+    manifests += [build_service(endpoint), deployment, build_disruption_budget(endpoint)]
+    if autoscaler is not None:
+        manifests.append(autoscaler)
     if is_routed:
         manifests.append(build_ingress(endpoint, defaults))
     return tuple(manifests)

@@ -13,14 +13,17 @@ from datetime import datetime
 from typing import Protocol
 
 from dedicate_operator.apikeys import ApiKeys, SecretCreator
+from dedicate_operator.autoscaler import build_autoscaler, select_scaler
 from dedicate_operator.cluster import ResourceList
 from dedicate_operator.desired import Plan, build_desired, plan_writes
 from dedicate_operator.diagnosis import is_waiting_for_volumes
 from dedicate_operator.errors import ClusterError
 from dedicate_operator.identity import Key
-from dedicate_operator.kinds import ENDPOINT, EVENT, POD, Json, Kind, kind_of
+from dedicate_operator.kinds import ENDPOINT, EVENT, POD, SCALED_OBJECT, Json, Kind, kind_of
 from dedicate_operator.observed import is_leftover, is_owned, is_terminating
+from dedicate_operator.rendering import plan_rendering
 from dedicate_operator.reporting import Reporter, StatusWriter
+from dedicate_operator.scaling import plan_replicas
 from dedicate_operator.settings import EndpointDefaults
 from dedicate_operator.situation import Refusal, Situation
 from dedicate_operator.spec import Endpoint
@@ -89,11 +92,17 @@ class Reconciler:
     async def _reconcile_endpoint(self, record: EndpointRecord, endpoint: Endpoint) -> float | None:
         conflict = self._find_path_conflict(record, endpoint)
         observed = self._store.observed(endpoint.key)
+        rendering = plan_rendering(endpoint, self._defaults, observed.deployment(endpoint))
+        scaler = select_scaler(endpoint, self._defaults, has_keda=self._store.is_served(SCALED_OBJECT))
+        situation = Situation(endpoint, self._defaults, observed, pending_upgrade=rendering.pending, scaler=scaler)
         desired = build_desired(
             endpoint,
             self._defaults,
             is_routed=record.claim is not None and conflict is None,
-            can_surge=not is_awaiting_accelerator(Situation(endpoint, self._defaults, observed)),
+            can_surge=not is_awaiting_accelerator(situation),
+            rendering=rendering,
+            replicas=plan_replicas(situation),
+            autoscaler=build_autoscaler(endpoint, self._defaults, scaler, observed),
         )
         plan = plan_writes(endpoint, desired, observed)
         if plan.missing and not await self._is_alive(record):
@@ -110,9 +119,9 @@ class Reconciler:
                 if error.is_retryable or error.is_not_found:
                     raise
                 refusal = Refusal("QuotaExceeded" if error.is_over_quota else "ChildRefused", str(error))
-        refusal = refusal or conflict
-        events_s = await self._report(record, endpoint, refusal)
-        return min(filter(None, (keys_s, events_s, _REFUSAL_PERIOD_S if refusal else None)), default=None)
+        situation = replace(situation, refusal=refusal or conflict)
+        events_s = await self._report(record, situation)
+        return min(filter(None, (keys_s, events_s, _REFUSAL_PERIOD_S if situation.refusal else None)), default=None)
 
     def _find_path_conflict(self, record: EndpointRecord, endpoint: Endpoint) -> Refusal | None:
         owner = self._store.find_route_owner(record.claim) if record.claim else None
@@ -167,12 +176,11 @@ class Reconciler:
         self._store.put_child(kind, child)
         _LOG.info("applied", extra={"kind": str(kind), "child": str(key_of(manifest)), "why": why})
 
-    async def _report(self, record: EndpointRecord, endpoint: Endpoint, refusal: Refusal | None) -> float | None:
+    async def _report(self, record: EndpointRecord, situation: Situation) -> float | None:
         """Publish the status; return when to ask for Events again, if a pod waits for volumes."""
-        observed = self._store.observed(endpoint.key)
-        situation = Situation(
-            endpoint, self._defaults, observed, refusal, has_keys=self._api_keys.is_made(endpoint, record.status)
-        )
+        observed = self._store.observed(situation.endpoint.key)
+        has_keys = self._api_keys.is_made(situation.endpoint, record.status)
+        situation = replace(situation, observed=observed, has_keys=has_keys)
         waiting = [pod for pod in observed.pods if not is_ready(pod) and is_waiting_for_volumes(pod)]
         if waiting:
             situation = replace(situation, events=await self._fetch_events(waiting))

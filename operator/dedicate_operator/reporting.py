@@ -18,7 +18,19 @@ from dedicate_operator.store import EndpointRecord, Store, key_of
 _LOG = logging.getLogger(__name__)
 
 # Reasons in the ordinary course of things; not worth a warning, and of a new endpoint not worth an Event.
-_USUAL_REASONS = frozenset({"NotAdmitted", "RollingOut", "ScaledToZero", "Starting", "Suspended", "UpToDate"})
+_USUAL_REASONS = frozenset(
+    {
+        "NotAdmitted",
+        "Pending",
+        "RollingOut",
+        "ScaledToZero",
+        "Scaling",
+        "Starting",
+        "Suspended",
+        "UpToDate",
+        "UpgradeAvailable",
+    }
+)
 
 
 class StatusWriter(Protocol):

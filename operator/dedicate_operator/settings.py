@@ -14,6 +14,7 @@ LogLevel = Literal["debug", "info", "warning", "error"]
 
 _DNS_LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 _DNS_NAME = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?")
+_URL = re.compile(r"https?://[A-Za-z0-9.-]+(:[0-9]{1,5})?(/[A-Za-z0-9._~/-]*)?")
 _IMAGE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/@-]{0,511}")
 
 
@@ -26,6 +27,7 @@ class EndpointDefaults:
     route_host: str | None = None
     route_class_name: str | None = None
     route_external_port: int | None = None
+    prometheus_url: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +57,7 @@ class Settings:
                 route_host=reader.optional("DEDICATE_ROUTE_HOST", _DNS_NAME, "a DNS name"),
                 route_class_name=reader.optional("DEDICATE_ROUTE_CLASS_NAME", _DNS_NAME, "a DNS name"),
                 route_external_port=reader.port("DEDICATE_ROUTE_EXTERNAL_PORT"),
+                prometheus_url=reader.optional("DEDICATE_PROMETHEUS_URL", _URL, "a URL"),
             ),
             watch_namespaces=reader.names("DEDICATE_WATCH_NAMESPACES", _DNS_LABEL),
             lease_name=reader.optional("DEDICATE_LEASE_NAME", _DNS_NAME, "a DNS name") or "dedicate-operator",

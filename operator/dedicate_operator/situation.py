@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from dedicate_operator.kinds import Json
+from dedicate_operator.kinds import Json, Kind
 from dedicate_operator.observed import Observed
 from dedicate_operator.settings import EndpointDefaults
 from dedicate_operator.spec import Endpoint
@@ -42,6 +42,8 @@ class Situation:
         refusal: set if the endpoint is not served as asked.
         events: Warning Events of pods that wait for volumes, by the pod's uid.
         has_keys: whether the Secret with the API keys was made.
+        pending_upgrade: what an upgrade of the operator left as it was in the pods.
+        scaler: the kind of the autoscaler that this cluster calls for, None where nothing scales.
     """
 
     endpoint: Endpoint
@@ -50,3 +52,5 @@ class Situation:
     refusal: Refusal | None = None
     events: Mapping[str, Sequence[Json]] = field(default_factory=dict)
     has_keys: bool = True
+    pending_upgrade: str | None = None
+    scaler: Kind | None = None

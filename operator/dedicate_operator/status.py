@@ -8,8 +8,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from dedicate_operator import names
+from dedicate_operator.autoscaler import build_autoscaler_active
 from dedicate_operator.diagnosis import SECRET_NOT_FOUND
 from dedicate_operator.kinds import Json
+from dedicate_operator.rendering import find_image
 from dedicate_operator.routing import build_routed, build_url
 from dedicate_operator.situation import Condition, Situation
 from dedicate_operator.template import select_image, select_keys_secret
@@ -20,7 +22,7 @@ MAX_MESSAGE_LENGTH = 1024
 
 def build_status(situation: Situation) -> Json:
     """Return the whole status, its conditions without times."""
-    endpoint, defaults = situation.endpoint, situation.defaults
+    endpoint = situation.endpoint
     workload = assess_workload(situation)
     url = build_url(situation)
     secret = select_keys_secret(endpoint) if situation.has_keys else None
@@ -31,7 +33,7 @@ def build_status(situation: Situation) -> Json:
         "readyDisplay": f"{workload.num_ready}/{endpoint.spec.wanted_replicas}",
         "selector": names.format_selector(endpoint.key.name),
         "model": {"name": endpoint.spec.model.served_names[0]},
-        "runtimeImage": select_image(endpoint.spec, defaults),
+        "runtimeImage": _find_runtime_image(situation),
         "conditions": _format(_build_conditions(situation, workload), endpoint.generation),
     }
     return status | ({"url": url} if url else {}) | ({"auth": {"secretName": secret}} if secret else {})
@@ -73,12 +75,21 @@ def find_news(status: Json, previous: Json) -> list[Json]:
     return [item for item in changed if item["type"] != "Ready" or item["reason"] not in told]
 
 
+def _find_runtime_image(situation: Situation) -> str:
+    """Return the image that the pods are made of, which need not be the one that a new template would have."""
+    deployment = situation.observed.deployment(situation.endpoint) or {}
+    image = find_image(deployment.get("spec", {}).get("template") or {})
+    return image or select_image(situation.endpoint.spec, situation.defaults)
+
+
 def _build_conditions(situation: Situation, workload: Workload) -> list[Condition]:
     accepted = _build_accepted(situation, workload)
     available = build_available(situation, workload)
     routed = build_routed(situation)
     progressing = build_progressing(situation, workload)
-    return [_build_ready(accepted, available, routed, workload), accepted, available, routed, progressing]
+    scaled = build_autoscaler_active(situation)
+    ready = _build_ready(accepted, available, routed, workload)
+    return [ready, accepted, available, routed, progressing, *([scaled] if scaled else [])]
 
 
 def _build_ready(accepted: Condition, available: Condition, routed: Condition, workload: Workload) -> Condition:

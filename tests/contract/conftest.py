@@ -169,6 +169,7 @@ SPECS = {
     "no-auth": {"model": HUB, "auth": {"mode": "None"}},
     "limits": {"model": HUB, "auth": {"mode": "APIKey", "limitsConfigMapRef": {"name": "team-limits"}}},
     "no-pre-stop": {"model": HUB, "termination": {"preStopSeconds": 0, "drainSeconds": 0}},
+    "autoscaling": {"model": HUB, "autoscaling": {"maxReplicas": 4, "metric": {"targetValue": 8}}},
     "existing-claim": {"model": HUB, "cache": {"existingClaim": {"name": "hub"}}},
     **{f"dtype-{dtype}": {"model": HUB | {"dtype": dtype}} for dtype in ("Auto", "Float32", "BFloat16", "Float16")},
 }

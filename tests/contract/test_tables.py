@@ -6,10 +6,14 @@ from enum import Enum
 import pytest
 
 from dedicate_operator import names
+from dedicate_operator.autoscaler import build_autoscaler
 from dedicate_operator.diagnosis import EXIT_REASONS
+from dedicate_operator.disruption import build_disruption_budget
 from dedicate_operator.errors import SettingsError
 from dedicate_operator.ingress import build_ingress
+from dedicate_operator.kinds import AUTOSCALER, SCALED_OBJECT
 from dedicate_operator.manifests import build_deployment, build_keys_secret, build_service
+from dedicate_operator.observed import Observed
 from dedicate_operator.settings import Settings as OperatorSettings
 from dedicate_runtime.errors import ExitCode
 from dedicate_runtime.settings import _build_parser
@@ -155,6 +159,7 @@ class TestNamesAndLabels:
             build_deployment(endpoint, defaults),
             build_service(endpoint),
             build_ingress(endpoint, defaults),
+            build_disruption_budget(endpoint),
             build_keys_secret(endpoint, "key"),
         ):
             for label, value in child["metadata"]["labels"].items():
@@ -167,6 +172,10 @@ class TestNamesAndLabels:
         rows = {row["child"]: strip(row["name"]).replace("<CR name>", name) for row in table}
         assert rows["Deployment, Service, Ingress"] == name
         for child in (build_deployment(endpoint, defaults), build_service(endpoint), build_ingress(endpoint, defaults)):
+            assert child["metadata"]["name"] == name
+        assert rows["PodDisruptionBudget, HorizontalPodAutoscaler or ScaledObject"] == name
+        scalers = [build_autoscaler(endpoint, defaults, kind, Observed()) for kind in (AUTOSCALER, SCALED_OBJECT)]
+        for child in (build_disruption_budget(endpoint), *filter(None, scalers)):
             assert child["metadata"]["name"] == name
         secret = build_keys_secret(endpoint, "key")
         assert rows["Secret with the generated key (key `default`)"] == secret["metadata"]["name"]

@@ -69,6 +69,8 @@ helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version | replace 
   value: {{ .Values.route.className | quote }}
 - name: DEDICATE_ROUTE_EXTERNAL_PORT
   value: {{ .Values.route.externalPort | default "" | toString | quote }}
+- name: DEDICATE_PROMETHEUS_URL
+  value: {{ .Values.autoscaling.prometheusUrl | quote }}
 - name: DEDICATE_LOG_FORMAT
   value: {{ .Values.logging.format | quote }}
 - name: DEDICATE_LOG_LEVEL

@@ -9,7 +9,7 @@ import pytest
 
 from dedicate_operator.errors import ClusterError
 from dedicate_operator.identity import Key
-from dedicate_operator.kinds import CHILDREN, DEPLOYMENT, ENDPOINT, INGRESS, POD, SERVICE
+from dedicate_operator.kinds import CHILDREN, DEPLOYMENT, DISRUPTION_BUDGET, ENDPOINT, INGRESS, POD, SERVICE
 from dedicate_operator.names import TEMPLATE_HASH_ANNOTATION
 from dedicate_operator.reconcile import Reconciler
 from dedicate_operator.store import Store
@@ -61,6 +61,7 @@ async def test_first_pass_makes_everything_in_order(world):
         ("create", "Secret", "chat-api-keys"),
         ("apply", "Service", "chat"),
         ("apply", "Deployment", "chat"),
+        ("apply", "PodDisruptionBudget", "chat"),
         ("apply", "Ingress", "chat"),
         ("status", "DedicatedEndpoint", "chat"),
     ]
@@ -150,7 +151,7 @@ async def test_children_of_a_former_endpoint_are_waited_for(world):
     world.add(uid="uid-second")
     assert await world.reconcile() > 0
     assert world.cluster.writes == []
-    for kind in (SERVICE, DEPLOYMENT, INGRESS):
+    for kind in (SERVICE, DEPLOYMENT, DISRUPTION_BUDGET, INGRESS):
         world.store.remove_child(kind, world.cluster.objects.pop((kind, CHAT)))
     requeue_s = await world.reconcile()
     assert ("create", "Secret", "chat-api-keys") in world.cluster.writes
