@@ -15,7 +15,7 @@ EXAMPLES = sorted((REPOSITORY / "examples").glob("*.yaml"))
 def validate(text, schema):
     validator = jsonschema.Draft7Validator(schema)
     for resource in yaml.safe_load_all(text):
-        if resource["kind"] == "DedicatedEndpoint":
+        if resource.get("kind") == "DedicatedEndpoint":
             validator.validate(resource)
 
 
