@@ -6,14 +6,17 @@ Pure: reads no clock. `stamp_transitions` is given the time by its caller.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from dedicate_operator import names
+from dedicate_operator.advice import MAX_ADVICE_LENGTH, advise
 from dedicate_operator.autoscaler import build_autoscaler_active
 from dedicate_operator.diagnosis import SECRET_NOT_FOUND
 from dedicate_operator.kinds import Json
 from dedicate_operator.rendering import find_image
 from dedicate_operator.routing import build_routed, build_url
 from dedicate_operator.situation import Condition, Situation
+from dedicate_operator.spec import Endpoint
 from dedicate_operator.template import select_image, select_keys_secret
 from dedicate_operator.workload import Workload, assess_workload, build_available, build_progressing
 
@@ -34,7 +37,9 @@ def build_status(situation: Situation) -> Json:
         "selector": names.format_selector(endpoint.key.name),
         "model": {"name": endpoint.spec.model.served_names[0]},
         "runtimeImage": _find_runtime_image(situation),
-        "conditions": _format(_build_conditions(situation, workload), endpoint.generation),
+        "conditions": _format(
+            [_advise(condition, endpoint) for condition in _build_conditions(situation, workload)], endpoint.generation
+        ),
     }
     return status | ({"url": url} if url else {}) | ({"auth": {"secretName": secret}} if secret else {})
 
@@ -80,6 +85,14 @@ def _find_runtime_image(situation: Situation) -> str:
     deployment = situation.observed.deployment(situation.endpoint) or {}
     image = find_image(deployment.get("spec", {}).get("template") or {})
     return image or select_image(situation.endpoint.spec, situation.defaults)
+
+
+def _advise(condition: Condition, endpoint: Endpoint) -> Condition:
+    """Say what to do, where a condition is not met; a long message is cut before that and not after it."""
+    if not condition.is_false:
+        return condition
+    message = condition.message[: MAX_MESSAGE_LENGTH - MAX_ADVICE_LENGTH - 2]
+    return replace(condition, message=advise(endpoint, condition.reason, message))
 
 
 def _build_conditions(situation: Situation, workload: Workload) -> list[Condition]:

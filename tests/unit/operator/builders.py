@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 
 from dedicate_operator.names import ENDPOINT_LABEL, MANAGED_BY_LABEL, TEMPLATE_HASH_ANNOTATION
 from dedicate_operator.settings import EndpointDefaults
 
+CRD_FILE = Path(__file__).parents[3] / "crds/dedicatedendpoints.yaml"
 DEFAULTS = EndpointDefaults(image="registry/runtime:1")
 HUB = {"model": {"uri": "hf://org/name"}}
 
@@ -63,3 +65,14 @@ def pod(
             ],
         },
     }
+
+
+def walk(schema, path="$"):
+    """Yield the path and the schema of every field, parents before children."""
+    yield path, schema
+    for name, child in schema.get("properties", {}).items():
+        yield from walk(child, f"{path}.{name}")
+    if isinstance(schema.get("items"), dict):
+        yield from walk(schema["items"], f"{path}[]")
+    if isinstance(schema.get("additionalProperties"), dict):
+        yield from walk(schema["additionalProperties"], f"{path}{{}}")

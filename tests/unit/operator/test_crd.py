@@ -3,27 +3,16 @@
 from __future__ import annotations
 
 import copy
-from pathlib import Path
 
 import pytest
 import yaml
 
 from dedicate_operator import names, parsing
+from tests.unit.operator.builders import CRD_FILE, walk
 
-CRD_FILE = Path(__file__).parents[3] / "crds/dedicatedendpoints.yaml"
 CRD = yaml.safe_load(CRD_FILE.read_text())
 VERSION = CRD["spec"]["versions"][0]
 SCHEMA = VERSION["schema"]["openAPIV3Schema"]
-
-
-def walk(schema, path="$"):
-    yield path, schema
-    for name, child in schema.get("properties", {}).items():
-        yield from walk(child, f"{path}.{name}")
-    if isinstance(schema.get("items"), dict):
-        yield from walk(schema["items"], f"{path}[]")
-    if isinstance(schema.get("additionalProperties"), dict):
-        yield from walk(schema["additionalProperties"], f"{path}{{}}")
 
 
 NODES = list(walk(SCHEMA))
