@@ -94,8 +94,7 @@ def build_progressing(situation: Situation, workload: Workload) -> Condition:
         return _build_up_to_date(situation)
     cause, deployment = workload.cause, situation.observed.deployment(situation.endpoint)
     if cause is not None and _lacks_accelerator(workload, situation.endpoint):
-        resource = situation.endpoint.spec.accelerator.resource_name
-        return Condition(type_, "True", "AwaitingGPU", f"no node has a free {resource}: {cause.message}")
+        return Condition(type_, "True", "AwaitingGPU", _describe_wait(situation.endpoint, cause))
     what = f"{cause.reason}: {cause.message}" if cause else "pods of the present specification start"
     if is_past_deadline(deployment):
         seconds = (deployment or {}).get("spec", {}).get("progressDeadlineSeconds")
@@ -103,6 +102,16 @@ def build_progressing(situation: Situation, workload: Workload) -> Condition:
     if deployment is not None and 0 < wanted < deployment["spec"].get("replicas", 1):
         what += f"; fewer pods, {wanted}, follow when that is done"
     return Condition(type_, "True", "RollingOut", what)
+
+
+def _describe_wait(endpoint: Endpoint, cause: Cause) -> str:
+    resource, strategy = endpoint.spec.accelerator.resource_name, endpoint.spec.rollout_strategy
+    way = {
+        "Auto": "pods of the previous specification, if any, go first, one at a time",
+        "RollingUpdate": "with spec.rollout.strategy RollingUpdate it waits for a free one; Auto would not",
+        "Recreate": "it waits for a free one",
+    }[strategy]
+    return f"no node has a free {resource}, so {way}: {cause.message}"
 
 
 def _build_up_to_date(situation: Situation) -> Condition:

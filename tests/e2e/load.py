@@ -8,23 +8,24 @@ import threading
 import time
 from collections import Counter
 from dataclasses import dataclass, field
+from typing import Self
 from urllib.parse import urlsplit
 
 from dev.demo import objects
 
 _TIMEOUT_S = 120
-_ANSWER = {"model": objects.ENDPOINT, "prompt": "Once", "max_tokens": 1, "temperature": 0}
-_STREAM = _ANSWER | {"max_tokens": 8, "stream": True}
+_QUESTION = {"model": objects.ENDPOINT, "prompt": "Once", "temperature": 0}
 
 
 @dataclass(frozen=True)
 class Caller:
-    """One way to call: where, over one connection or a new one each time, and whether as a stream."""
+    """One way to call: where, over one connection or a new one each time, whether as a stream, and for how much."""
 
     name: str
     url: str
     keeps_connection: bool = True
     streams: bool = False
+    max_tokens: int = 1
 
 
 @dataclass
@@ -32,6 +33,7 @@ class Record:
     """What was seen by all callers; each appends under the lock."""
 
     failures: list[str] = field(default_factory=list)
+    failed: Counter[str] = field(default_factory=Counter)
     latencies_s: list[float] = field(default_factory=list)
     counts: Counter[str] = field(default_factory=Counter)
     lock: threading.Lock = field(default_factory=threading.Lock)
@@ -54,7 +56,7 @@ class Load:
         self._headers = {"Authorization": f"Bearer {key}", "Content-Type": "application/json"}
         self._threads = [threading.Thread(target=self._run, args=(caller,), name=caller.name) for caller in callers]
 
-    def __enter__(self) -> Load:
+    def __enter__(self) -> Self:
         for thread in self._threads:
             thread.start()
         return self
@@ -67,7 +69,7 @@ class Load:
     def _run(self, caller: Caller) -> None:
         parts = urlsplit(caller.url)
         connection = http.client.HTTPConnection(parts.hostname or "", parts.port or 80, timeout=_TIMEOUT_S)
-        body = json.dumps(_STREAM if caller.streams else _ANSWER)
+        body = json.dumps(_QUESTION | {"max_tokens": caller.max_tokens, "stream": caller.streams})
         while not self._stop.is_set():
             started = time.monotonic()
             try:
@@ -96,6 +98,7 @@ class Load:
             self.record.counts[caller.name] += 1
             self.record.latencies_s.append(latency_s)
             if problem is not None:
+                self.record.failed[caller.name] += 1
                 self.record.failures.append(
                     f"{time.strftime('%H:%M:%S')} {caller.name} after {latency_s:.2f} s: {problem}"
                 )
