@@ -119,6 +119,7 @@ class TestOperatorEnvironment:
                 "imagePullSecrets": ["registry"],
             },
             "route": {"host": "llm.example.com", "className": "traefik", "externalPort": 8443},
+            "autoscaling": {"prometheusUrl": "http://prometheus.monitoring:9090"},
             "logging": {"format": "plain", "level": "debug"},
             "ports": {"liveness": 8181},
         }
@@ -131,6 +132,7 @@ class TestOperatorEnvironment:
         assert settings.defaults.route_host == "llm.example.com"
         assert settings.defaults.route_class_name == "traefik"
         assert settings.defaults.route_external_port == 8443
+        assert settings.defaults.prometheus_url == "http://prometheus.monitoring:9090"
         assert (settings.log_format, settings.log_level) == ("plain", "debug")
         assert settings.liveness_port == 8181 == container["ports"][0]["containerPort"]
 

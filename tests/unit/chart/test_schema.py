@@ -36,6 +36,7 @@ WRONG = [
     ({"route": {"host": "http://llm.example.com"}}, "host"),
     ({"route": {"externalPort": 0}}, "externalPort"),
     ({"route": {"externalPort": 65536}}, "externalPort"),
+    ({"autoscaling": {"prometheusUrl": "prometheus:9090"}}, "prometheusUrl"),
     ({"logging": {"format": "text"}}, "format"),
     ({"logging": {"level": "INFO"}}, "level"),
     ({"ports": {"liveness": 80}}, "liveness"),

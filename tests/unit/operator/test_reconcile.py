@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
 
 from dedicate_operator.errors import ClusterError
 from dedicate_operator.identity import Key
-from dedicate_operator.kinds import CHILDREN, DEPLOYMENT, DISRUPTION_BUDGET, ENDPOINT, INGRESS, POD, SERVICE
+from dedicate_operator.kinds import (
+    AUTOSCALER,
+    CHILDREN,
+    DEPLOYMENT,
+    DISRUPTION_BUDGET,
+    ENDPOINT,
+    INGRESS,
+    POD,
+    SCALED_OBJECT,
+    SERVICE,
+)
 from dedicate_operator.names import TEMPLATE_HASH_ANNOTATION
 from dedicate_operator.reconcile import Reconciler
 from dedicate_operator.store import Store
@@ -90,6 +101,31 @@ async def test_fresh_process_over_settled_objects_writes_nothing(world):
             fresh.store.put_endpoint(resource)
     await fresh.reconcile()
     assert fresh.cluster.writes == []
+
+
+async def test_promise_5_an_operator_with_another_image_writes_the_status_alone(world):
+    world.add()
+    await world.reconcile()
+    newer = Reconciler(world.cluster, world.store, replace(DEFAULTS, image="registry/runtime:2"), now=lambda: world.now)
+    world.cluster.writes.clear()
+    await newer.reconcile(CHAT)
+    assert [write for write in world.cluster.writes if write[0] != "status"] == []
+    await newer.reconcile(CHAT)
+    assert len(world.cluster.writes) <= 1
+
+
+async def test_autoscaler_is_exchanged_one_after_the_other(world):
+    defaults = replace(DEFAULTS, prometheus_url="http://prometheus:9090")
+    world.reconciler = Reconciler(world.cluster, world.store, defaults, now=lambda: world.now)
+    world.add(spec=HUB | {"autoscaling": {"maxReplicas": 2, "metric": {"targetValue": 8}}})
+    await world.reconcile()
+    assert ("apply", "HorizontalPodAutoscaler", "chat") in world.cluster.writes
+    world.store.note_served(SCALED_OBJECT, is_served=True)
+    await world.reconcile()
+    assert ("apply", "ScaledObject", "chat") not in world.cluster.writes
+    world.store.remove_child(AUTOSCALER, world.store.observed(CHAT).children[AUTOSCALER, "chat"])
+    await world.reconcile()
+    assert ("apply", "ScaledObject", "chat") in world.cluster.writes
 
 
 async def test_drifted_child_is_one_write(world):
