@@ -1,8 +1,8 @@
-"""What is derived from CRD, chart values, tested architectures, clients and wire types, kept in step with them.
+"""What is derived from CRD, chart values, architectures, clients, wire types and metrics, kept in step with them.
 
 `python -m dev.derived sync` writes it, `python -m dev.derived check` names what is stale. Derived are the chart's copy
-of the CRD, and what stands between `<!-- name -->` and `<!-- /name -->` in the chart's README, in
-docs/custom-resource.md, in docs/models.md, in docs/api.md and in docs/clients.md.
+of the CRD, its dashboards, and what stands between `<!-- name -->` and `<!-- /name -->` in the chart's README, in
+docs/custom-resource.md, in docs/models.md, in docs/api.md, in docs/clients.md and in docs/observability.md.
 """
 
 from __future__ import annotations
@@ -19,7 +19,9 @@ import yaml
 from dev import api_page
 from dev.chart import CHART
 from dev.clients import SNIPPETS, build_version_rows
+from dev.dashboards.build import build_dashboards
 from dev.models import build_refused_rows, build_served_rows
+from dev.monitoring import ALERT_HEADER, METRIC_HEADER, build_alert_rows, build_metric_rows
 from dev.paths import REPOSITORY
 
 CRD = REPOSITORY / "crds" / "dedicatedendpoints.yaml"
@@ -30,6 +32,8 @@ REFERENCE = REPOSITORY / "docs" / "custom-resource.md"
 MODELS = REPOSITORY / "docs" / "models.md"
 API = REPOSITORY / "docs" / "api.md"
 CLIENTS = REPOSITORY / "docs" / "clients.md"
+OBSERVABILITY = REPOSITORY / "docs" / "observability.md"
+DASHBOARDS = CHART / "dashboards"
 _LANGUAGES = {".py": "python", ".mjs": "js", ".sh": "sh"}
 
 Schema = Mapping[str, Any]
@@ -52,6 +56,8 @@ def build_derived() -> dict[Path, str]:
         MODELS: _replace_part(models, "refused", refused),
         API: build_api_page(API.read_text()),
         CLIENTS: build_clients_page(CLIENTS.read_text()),
+        OBSERVABILITY: build_observability_page(OBSERVABILITY.read_text()),
+        **{DASHBOARDS / name: text for name, text in build_dashboards().items()},
     }
 
 
@@ -62,6 +68,12 @@ def build_api_page(page: str) -> str:
     refused = _build_table(["field", "why"], api_page.build_refused_rows())
     ignored = _build_table(["field", "why"], api_page.build_ignored_rows())
     return _replace_part(_replace_part(page, "refused", refused), "ignored", ignored)
+
+
+def build_observability_page(text: str) -> str:
+    """Put the operator's metrics and the chart's alerts in their places in docs/observability.md."""
+    text = _replace_part(text, "metrics", _build_table(METRIC_HEADER, build_metric_rows()))
+    return _replace_part(text, "alerts", _build_table(ALERT_HEADER, build_alert_rows()))
 
 
 def build_clients_page(text: str) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 from dev.cluster.api import DEFAULT_GPUS, DEFAULT_INGRESS_PORT, DEFAULT_NAME, Cluster
 from dev.cluster.errors import ClusterError
 from dev.cluster.plan import Profile
-from dev.cluster.toolchain import check_go, missing_modules, obtain_binaries
+from dev.cluster.toolchain import check_go, missing_modules, obtain_binaries, obtain_lua, obtain_prometheus
 
 
 def main() -> int:
@@ -50,7 +50,7 @@ def _build_parser() -> argparse.ArgumentParser:
     add("down", _down, "end the cluster and clean what it left")
     add("status", _status, "say what runs")
     add("env", _env, "print shell lines that point kubectl at the cluster")
-    build = add("build", _build, "build the programs that a cluster runs, and Helm, ahead of time")
+    build = add("build", _build, "build the programs that a cluster runs, Helm and Prometheus, ahead of time")
     build.add_argument("--profile", choices=list(Profile), default=Profile.NODE, type=Profile)
     load = add("load-image", _load_image, "push an image to the registry and print the reference that pods use")
     load.add_argument("source", help="a name in buildah's storage, or an OCI archive")
@@ -104,6 +104,8 @@ def _build(arguments: argparse.Namespace) -> int:
     if missing_modules(arguments.profile):
         check_go()
     obtain_binaries(arguments.profile)
+    obtain_prometheus()
+    obtain_lua()
     return 0
 
 

@@ -94,6 +94,11 @@ def _free_ports() -> Iterator[int]:
             yield port
 
 
+def find_free_port() -> int:
+    """Return a port of 127.0.0.1 that nobody listens on."""
+    return next(_free_ports())
+
+
 def choose_ports(profile: Profile, ingress_port: int | None) -> Ports:
     """Return free ports; with a node, which has an address of its own, the customary ones where they are free."""
     free = _free_ports()

@@ -37,6 +37,7 @@ class GoModule:
     name: str
     programs: dict[str, str]
     version_symbol: str | None = None
+    tags: str = ""
 
     @property
     def folder(self) -> Path:
@@ -70,6 +71,15 @@ ETCD = GoModule("etcd", {"etcd": "go.etcd.io/etcd/server/v3"})
 COREDNS = GoModule("coredns", {"coredns": "."})
 HELM = GoModule("helm", {"helm": "helm.sh/helm/v3/cmd/helm"})
 PAUSE = GoModule("pause", {"pause": "."})
+# Tests name their targets; without the ways to discover others it builds in a part of the time.
+PROMETHEUS = GoModule(
+    "prometheus",
+    {program: f"github.com/prometheus/prometheus/cmd/{program}" for program in ("prometheus", "promtool")},
+    tags="remove_all_sd",
+)
+
+# The interpreter that Argo CD runs health checks with.
+LUA = GoModule("lua", {"glua": "github.com/yuin/gopher-lua/cmd/glua"})
 
 _MODULES = {
     Profile.API: (ETCD, KUBERNETES),
@@ -113,10 +123,25 @@ def obtain_binaries(profile: Profile) -> dict[str, str]:
 
 def obtain_helm() -> str:
     """Return the path of Helm, built from its pinned module where it is not yet; needs no cluster."""
-    if not find_assets(os.environ.get("KUBEBUILDER_ASSETS"), HELM.programs) and not (HELM.output / "helm").exists():
+    return _obtain(HELM)["helm"]
+
+
+def obtain_prometheus() -> dict[str, str]:
+    """Return the paths of `prometheus` and `promtool`, built where they are not yet; needs no cluster."""
+    return _obtain(PROMETHEUS)
+
+
+def obtain_lua() -> str:
+    """Return the path of a Lua interpreter, built where it is not yet; needs no cluster."""
+    return _obtain(LUA)["glua"]
+
+
+def _obtain(module: GoModule) -> dict[str, str]:
+    wanted = set(module.programs) - set(find_assets(os.environ.get("KUBEBUILDER_ASSETS"), module.programs))
+    if any(not (module.output / program).exists() for program in wanted):
         check_go()
-        build_module(HELM, "1 of 1")
-    return _locate(HELM)["helm"]
+        build_module(module, "1 of 1")
+    return _locate(module)
 
 
 def _locate(module: GoModule) -> dict[str, str]:
@@ -159,11 +184,23 @@ def build_module(module: GoModule, position: str) -> None:
         environment = os.environ | {"CGO_ENABLED": "0", "GOFLAGS": "-mod=readonly -trimpath -buildvcs=false"}
         with tempfile.TemporaryDirectory(dir=module.output.parent, prefix=f".{module.name}-") as scratch:
             # 1. Listing the dependencies downloads them and tells how far the build has to go.
-            lines = _run_go(module, ["list", "-deps", *module.programs.values()], environment, log, f"{title}: modules")
+            programs = module.programs.values()
+            listing = ["list", "-tags", module.tags, "-deps", *programs]
+            lines = _run_go(module, listing, environment, log, f"{title}: modules")
             # 2. -v names each package as it is compiled.
             _run_go(
                 module,
-                ["build", "-v", "-ldflags", module.linker_flags(), "-o", f"{scratch}/", *module.programs.values()],
+                [
+                    "build",
+                    "-v",
+                    "-tags",
+                    module.tags,
+                    "-ldflags",
+                    module.linker_flags(),
+                    "-o",
+                    f"{scratch}/",
+                    *programs,
+                ],
                 environment,
                 log,
                 title,

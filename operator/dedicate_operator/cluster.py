@@ -26,6 +26,7 @@ from dedicate_operator.fence import Fence
 from dedicate_operator.identity import Key
 from dedicate_operator.kinds import ENDPOINT, EVENT, LEASE, SECRET, Json, Kind, kind_of
 from dedicate_operator.leadership import TRANSIT_S
+from dedicate_operator.metrics import Metrics
 
 # Stages as the HTTP client's `trace` extension names them.
 _BEFORE_SENDING = frozenset({"http11.send_request_headers.started", "http11.send_request_body.started"})
@@ -70,7 +71,7 @@ class WatchEvent(NamedTuple):
 class Cluster:
     """One connection pool to one API server; whatever is written passes the fence, but for the Lease itself."""
 
-    def __init__(self, fence: Fence, config: SingleConfig | None = None) -> None:
+    def __init__(self, fence: Fence, metrics: Metrics, config: SingleConfig | None = None) -> None:
         """Find the cluster in the pod's service account, else in `KUBECONFIG`.
 
         Raises:
@@ -82,6 +83,7 @@ class Cluster:
         except (ConfigError, OSError, KeyError) as error:
             raise ClusterError(f"no usable Kubernetes configuration: {error}", code=0) from error
         self._fence = fence
+        self._metrics = metrics
         self._resources: dict[Kind, type[GenericNamespacedResource]] = {}
 
     @property
@@ -259,7 +261,9 @@ class Cluster:
         built = self._client.build_adapter_request(request)
         if is_fenced:
             built.extensions["trace"] = self._check_before_sending
-        response: httpx2.Response = await self._client.send(built, stream=stream)  # type: ignore[no-untyped-call]
+        with self._metrics.measure_request(request.method, request.url, is_watch=stream) as measurement:
+            response: httpx2.Response = await self._client.send(built, stream=stream)  # type: ignore[no-untyped-call]
+            measurement.code = response.status_code
         return response
 
     async def _write(self, request: BasicRequest) -> Json:

@@ -24,9 +24,10 @@ from dedicate_operator.fence import Fence, read_clock
 from dedicate_operator.identity import Key
 from dedicate_operator.kinds import ENDPOINT, WATCHED, Json, Kind
 from dedicate_operator.leadership import RENEW_PERIOD_S, Candidate
+from dedicate_operator.metrics import Metrics, Result, Snapshot
 from dedicate_operator.reconcile import Reconciler
 from dedicate_operator.settings import Settings
-from dedicate_operator.store import Store, key_of
+from dedicate_operator.store import Store, key_of, read_ready
 from dedicate_operator.watch import Watcher
 from dedicate_operator.workqueue import Backoff, WorkQueue
 
@@ -44,8 +45,9 @@ _BACKOFF = Backoff(base_s=0.2, limit_s=5.0)
 class Controller:
     """Owns the store, the queue and every task; used from one event loop."""
 
-    def __init__(self, settings: Settings, cluster: Cluster, fence: Fence, *, identity: str) -> None:
+    def __init__(self, settings: Settings, cluster: Cluster, fence: Fence, metrics: Metrics, *, identity: str) -> None:
         self._cluster = cluster
+        self._metrics = metrics
         self._namespaces: tuple[str | None, ...] = settings.watch_namespaces or (None,)
         self._store = Store(settings.defaults)
         self._queue: WorkQueue[Key] = WorkQueue(clock=time.monotonic, random=random.random, backoff=_BACKOFF)
@@ -76,6 +78,8 @@ class Controller:
         )
         self._tasks: list[asyncio.Task[None]] = []
         self._is_synced = False
+        self._working_since: float | None = None
+        metrics.watch(self._read_state)
 
     def start(self) -> None:
         for watcher in self._watchers:
@@ -161,9 +165,13 @@ class Controller:
         # What the leader before has acted on may not have reached the watches yet; no older specification may return.
         await self.resync()
         self._enqueue(self._store.keys())
-        async with asyncio.TaskGroup() as workers:
-            for index in range(_NUM_WORKERS):
-                workers.create_task(self._work(), name=f"worker {index}")
+        self._working_since = time.monotonic()
+        try:
+            async with asyncio.TaskGroup() as workers:
+                for index in range(_NUM_WORKERS):
+                    workers.create_task(self._work(), name=f"worker {index}")
+        finally:
+            self._working_since = None
 
     async def resync(self) -> None:
         """List every endpoint, as often as it takes, and work on what differs from what is known."""
@@ -183,6 +191,7 @@ class Controller:
     async def _work(self) -> None:
         while True:
             key = await self._queue.get()
+            started, result = time.monotonic(), Result.ABANDONED
             try:
                 async with asyncio.timeout(_RECONCILE_DEADLINE_S):
                     requeue_s = await self._reconciler.reconcile(key)
@@ -190,22 +199,41 @@ class Controller:
                 # The next leader begins with every key; if that is this process, without a pause, this one is due.
                 self._queue.add_after(key, RENEW_PERIOD_S)
             except (ClusterError, TimeoutError) as error:
+                result = Result.FAILED
+                self._metrics.observe_error(error)
                 at_least_s = (error.retry_after_s if isinstance(error, ClusterError) else None) or 0.0
                 delay_s = self._queue.retry(key, at_least_s)
                 _LOG.warning(
                     "reconcile failed",
                     extra={"endpoint": str(key), "error": str(error) or "deadline exceeded", "retry_in_s": delay_s},
                 )
-            except Exception:  # noqa: BLE001 - the boundary of one endpoint's pass; logged and retried
+            except Exception as error:  # noqa: BLE001 - the boundary of one endpoint's pass; logged and retried
+                result = Result.CRASHED
+                self._metrics.observe_error(error)
                 # A fault of ours in one endpoint's pass must not stop the others'.
                 delay_s = self._queue.retry(key)
                 _LOG.exception("reconcile crashed", extra={"endpoint": str(key), "retry_in_s": delay_s})
             else:
+                result = Result.SUCCEEDED
                 self._queue.forget_failures(key)
                 if requeue_s is not None:
                     self._queue.add_after(key, requeue_s)
             finally:
                 self._queue.done(key)
+                self._metrics.observe_reconcile(result, time.monotonic() - started)
+
+    def _read_state(self) -> Snapshot:
+        restarts: dict[tuple[str, str], int] = {}
+        for watcher in self._watchers:
+            for reason, count in watcher.restarts.items():
+                labels = (watcher.kind.plural, reason)
+                restarts[labels] = restarts.get(labels, 0) + count
+        return Snapshot(
+            is_leading=self._election.is_leading,
+            queue=self._queue.read_state(self._working_since),
+            endpoints=[read_ready(key, self._store.record(key)) for key in sorted(self._store.keys())],
+            watch_restarts=restarts,
+        )
 
 
 def _log_end(task: asyncio.Task[None]) -> None:

@@ -10,16 +10,19 @@ from __future__ import annotations
 import os
 import socket
 import uuid
+from importlib.metadata import version
 from typing import Any
 
 import kopf
+from prometheus_client import CollectorRegistry
 
 from dedicate_operator import names
 from dedicate_operator.cluster import Cluster
 from dedicate_operator.controller import Controller
 from dedicate_operator.errors import OperatorError
 from dedicate_operator.fence import Fence, read_clock
-from dedicate_operator.health import HealthServer
+from dedicate_operator.health import HealthServer, MetricsServer
+from dedicate_operator.metrics import Metrics
 from dedicate_operator.settings import Settings
 
 # kopf ends the operator when a request fails more often than this in a row; an outage of the API server for a day is
@@ -47,7 +50,8 @@ async def start(settings: kopf.OperatorSettings, memo: kopf.Memo, **_: Any) -> N
         fence = Fence(read_clock)
         # A pod's name is its host's; what follows tells this process from the one that ran in the pod before it.
         identity = f"{socket.gethostname()}_{uuid.uuid4().hex[:8]}"
-        memo.controller = Controller(environment, Cluster(fence), fence, identity=identity)
+        metrics = Metrics(CollectorRegistry(), version=version("dedicate"))
+        memo.controller = Controller(environment, Cluster(fence, metrics), fence, metrics, identity=identity)
         memo.health = HealthServer(
             environment.liveness_port,
             find_fault=memo.controller.find_fault,
@@ -55,6 +59,9 @@ async def start(settings: kopf.OperatorSettings, memo: kopf.Memo, **_: Any) -> N
             describe_role=memo.controller.describe_role,
         )
         await memo.health.start()
+        if environment.metrics_port is not None:
+            memo.metrics = MetricsServer(environment.metrics_port, metrics.registry)
+            await memo.metrics.start()
     except (OperatorError, OSError) as error:
         raise kopf.PermanentError(str(error)) from error
     memo.controller.start()
@@ -65,8 +72,9 @@ async def stop(memo: kopf.Memo, **_: Any) -> None:
     """Stop what `start` started, as far as it came."""
     if "controller" in memo:
         await memo.controller.stop()
-    if "health" in memo:
-        await memo.health.stop()
+    for server in ("health", "metrics"):
+        if server in memo:
+            await memo[server].stop()
 
 
 @kopf.on.event(names.GROUP, names.VERSION, names.PLURAL)

@@ -1,10 +1,14 @@
-"""The probes' endpoint: `/healthz` says that this process makes progress, `/readyz` that it leads or can take over."""
+"""What the process answers over HTTP: probes, and on a port of their own metrics.
+
+`/healthz` says that this process makes progress, `/readyz` that it leads or can take over.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
 from aiohttp import web
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 
 
 class HealthServer:
@@ -39,6 +43,28 @@ class HealthServer:
 
     async def _ready(self, _request: web.Request) -> web.Response:
         return _answer(self._find_obstacle(), f"ok: {self._describe_role()}")
+
+
+class MetricsServer:
+    """Answers `/metrics` in Prometheus' text format."""
+
+    def __init__(self, port: int, registry: CollectorRegistry) -> None:
+        self._port = port
+        self._registry = registry
+        application = web.Application()
+        application.add_routes([web.get("/metrics", self._render)])
+        self._runner = web.AppRunner(application, access_log=None)
+
+    async def start(self) -> None:
+        """Listen on every address, since Prometheus asks from another pod."""
+        await self._runner.setup()
+        await web.TCPSite(self._runner, None, self._port).start()
+
+    async def stop(self) -> None:
+        await self._runner.cleanup()
+
+    async def _render(self, _request: web.Request) -> web.Response:
+        return web.Response(body=generate_latest(self._registry), headers={"Content-Type": CONTENT_TYPE_LATEST})
 
 
 def _answer(problem: str | None, text: str) -> web.Response:

@@ -41,6 +41,7 @@ class Settings:
     log_format: LogFormat = "json"
     log_level: LogLevel = "info"
     liveness_port: int = 8080
+    metrics_port: int | None = None
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str]) -> Settings:
@@ -65,6 +66,7 @@ class Settings:
             log_format=cast("LogFormat", reader.choice("DEDICATE_LOG_FORMAT", get_args(LogFormat), "json")),
             log_level=cast("LogLevel", reader.choice("DEDICATE_LOG_LEVEL", get_args(LogLevel), "info")),
             liveness_port=reader.port("DEDICATE_LIVENESS_PORT") or 8080,
+            metrics_port=reader.port("DEDICATE_METRICS_PORT"),
         )
 
 

@@ -15,6 +15,7 @@ from dedicate_operator import names
 from dedicate_operator.errors import SpecError
 from dedicate_operator.identity import Key
 from dedicate_operator.kinds import OPTIONAL, POD, Json, Kind
+from dedicate_operator.metrics import UNREPORTED, EndpointState
 from dedicate_operator.observed import Observed, is_terminating
 from dedicate_operator.parsing import parse_endpoint
 from dedicate_operator.settings import EndpointDefaults
@@ -203,6 +204,13 @@ class Store:
         if endpoint.spec.route.type == "Ingress" and not is_terminating(resource):
             claim = (endpoint.spec.route.host or self._defaults.route_host, endpoint.spec.dedicate)
         return EndpointRecord(resource, endpoint, None, claim)
+
+
+def read_ready(key: Key, record: EndpointRecord | None) -> EndpointState:
+    """Return the Ready condition that stands on an endpoint."""
+    conditions = record.status.get("conditions", ()) if record else ()
+    ready: Json = next((condition for condition in conditions if condition.get("type") == "Ready"), {})
+    return EndpointState(*key, ready.get("status") == "True", ready.get("reason", UNREPORTED))
 
 
 def key_of(resource: Mapping[str, Json]) -> Key:

@@ -73,6 +73,8 @@ class Watcher:
         self._version: str | None = None
         self._last_progress = clock()
         self.synced = asyncio.Event()
+        # By why a watch was begun again.
+        self.restarts = dict.fromkeys(("ended", "failed", "gone"), 0)
 
     def silence_s(self) -> float:
         """Return for how long the loop has neither heard from the server nor tried to reach it."""
@@ -84,12 +86,14 @@ class Watcher:
             self._last_progress = self._clock()
             try:
                 await self._follow()
+                self.restarts["ended"] += 1
             except ClusterError as error:
                 if error.is_gone:
                     self._version = None
                 if error.is_not_found and self.kind in OPTIONAL:
                     await self._await_kind()
                 else:
+                    self.restarts["gone" if error.is_gone else "failed"] += 1
                     await self._pause(error)
 
     async def _follow(self) -> None:

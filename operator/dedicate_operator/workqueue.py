@@ -13,6 +13,8 @@ from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
+from dedicate_operator.metrics import QueueState
+
 KeyT = TypeVar("KeyT", bound=Hashable)
 
 
@@ -39,20 +41,21 @@ class KeySchedule(Generic[KeyT]):
     """Which key is worked on next, and which are due later."""
 
     def __init__(self) -> None:
-        self._ready: dict[KeyT, None] = {}
+        # Since when each key has waited for a worker.
+        self._ready: dict[KeyT, float] = {}
         self._due: dict[KeyT, float] = {}
         self._heap: list[tuple[float, int, KeyT]] = []
         self._active: dict[KeyT, float] = {}
         self._dirty: set[KeyT] = set()
         self._sequence = itertools.count()
 
-    def add(self, key: KeyT) -> None:
+    def add(self, key: KeyT, now: float) -> None:
         """Make the key ready; while it is worked on, remember that it must be worked on again."""
         self._due.pop(key, None)
         if key in self._active:
             self._dirty.add(key)
         else:
-            self._ready.setdefault(key)
+            self._ready.setdefault(key, now)
 
     def add_at(self, key: KeyT, due: float) -> None:
         """Make the key ready at the time `due`, or at an earlier time that it already has."""
@@ -71,13 +74,13 @@ class KeySchedule(Generic[KeyT]):
         self._active[key] = now
         return key
 
-    def finish(self, key: KeyT) -> None:
+    def finish(self, key: KeyT, now: float) -> None:
         """End the work on a key that was taken."""
         del self._active[key]
         if key in self._dirty:
             self._dirty.discard(key)
             self._due.pop(key, None)
-            self._ready[key] = None
+            self._ready[key] = now
 
     def next_due(self) -> float | None:
         """Return when the next key becomes ready by itself."""
@@ -89,6 +92,16 @@ class KeySchedule(Generic[KeyT]):
         """Return for how long the longest work that is not finished has gone on, 0 if there is none."""
         return now - min(self._active.values(), default=now)
 
+    def longest_wait_s(self, now: float) -> float:
+        """Return for how long the key that is taken next has been ready, 0 if none is."""
+        self._promote(now)
+        return now - next(iter(self._ready.values()), now)
+
+    def count(self, now: float) -> tuple[int, int, int]:
+        """Return how many keys are ready, due later, and worked on."""
+        self._promote(now)
+        return len(self._ready), len(self._due), len(self._active)
+
     def __len__(self) -> int:
         """Count the keys that are ready, due later or worked on."""
         return len(self._ready.keys() | self._due.keys() | self._active.keys())
@@ -97,7 +110,7 @@ class KeySchedule(Generic[KeyT]):
         while (due := self.next_due()) is not None and due <= now:
             key = heapq.heappop(self._heap)[2]
             del self._due[key]
-            self.add(key)
+            self.add(key, due)
 
 
 class WorkQueue(Generic[KeyT]):
@@ -106,13 +119,14 @@ class WorkQueue(Generic[KeyT]):
     def __init__(self, *, clock: Callable[[], float], random: Callable[[], float], backoff: Backoff) -> None:
         self._schedule: KeySchedule[KeyT] = KeySchedule()
         self._failures: dict[KeyT, int] = {}
+        self._num_retries = 0
         self._clock = clock
         self._random = random
         self._backoff = backoff
         self._changed = asyncio.Event()
 
     def add(self, key: KeyT) -> None:
-        self._schedule.add(key)
+        self._schedule.add(key, self._clock())
         self._changed.set()
 
     def add_after(self, key: KeyT, delay_s: float) -> None:
@@ -122,6 +136,7 @@ class WorkQueue(Generic[KeyT]):
     def retry(self, key: KeyT, at_least_s: float = 0.0) -> float:
         """Make the key ready after a delay that grows with each failure in a row; return the delay."""
         self._failures[key] = self._failures.get(key, 0) + 1
+        self._num_retries += 1
         delay_s = max(at_least_s, self._backoff.delay_s(self._failures[key], self._random()))
         self.add_after(key, delay_s)
         return delay_s
@@ -144,8 +159,15 @@ class WorkQueue(Generic[KeyT]):
                 continue
 
     def done(self, key: KeyT) -> None:
-        self._schedule.finish(key)
+        self._schedule.finish(key, self._clock())
         self._changed.set()
+
+    def read_state(self, since: float | None) -> QueueState:
+        """Return what metrics tell of it; nothing waits before `since`, when work began, or at all without it."""
+        now = self._clock()
+        num_ready, num_delayed, num_active = self._schedule.count(now)
+        oldest_s = 0.0 if since is None else min(self._schedule.longest_wait_s(now), now - since)
+        return QueueState(0 if since is None else num_ready, num_delayed, num_active, oldest_s, self._num_retries)
 
     def longest_work_s(self) -> float:
         return self._schedule.longest_work_s(self._clock())

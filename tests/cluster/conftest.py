@@ -9,11 +9,13 @@ from pathlib import Path
 import pytest
 import yaml
 
+from dev.cluster.manifests import PROMETHEUS_OPERATOR, obtain_manifests
 from tests.cluster.harness import (
     CORE,
     ENDPOINTS,
     LEASE,
     LEASES,
+    MONITORING,
     RBAC,
     REPOSITORY,
     Api,
@@ -39,6 +41,15 @@ def admin(api_cluster, ran_against) -> Iterator[Api]:
     api.create(LEASES, {"metadata": {"name": LEASE}, "spec": {}})
     yield api
     api.close()
+
+
+@pytest.fixture(scope="session")
+def monitors(api_cluster, admin) -> None:
+    """What the Prometheus operator defines, as far as the chart makes it."""
+    folder = obtain_manifests(PROMETHEUS_OPERATOR)
+    for plural in ("podmonitors", "prometheusrules", "servicemonitors"):
+        api_cluster.kubectl("apply", "--server-side", f"--filename={folder}/monitoring.coreos.com_{plural}.yaml")
+        eventually(lambda plural=plural: admin.request("GET", f"{MONITORING}/{plural}").is_success, timeout_s=30)
 
 
 def _grant(api: Api, account: str, *, leases: tuple[str, ...] = (LEASE,)) -> None:

@@ -24,6 +24,7 @@ ENDPOINTS = "/apis/dedicate.dev/v1alpha1"
 DEPLOYMENTS = "/apis/apps/v1"
 INGRESSES = "/apis/networking.k8s.io/v1"
 CORE = "/api/v1"
+MONITORING = "/apis/monitoring.coreos.com/v1"
 RBAC = "/apis/rbac.authorization.k8s.io/v1"
 LEASES = "/apis/coordination.k8s.io/v1/namespaces/default/leases"
 # The operator's default name for it.
@@ -185,12 +186,14 @@ class Operator:
         self.log = log
         self._process: subprocess.Popen[bytes] | None = None
         self._port = 0
+        self.metrics_port = 0
 
     def start(self, role: str | None = "leading", **environment: str) -> None:
         """Return once the process is ready in that role; None awaits nothing."""
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self._port = probe.getsockname()[1]
+        with socket.socket() as probe, socket.socket() as other:
+            for listener in (probe, other):
+                listener.bind(("127.0.0.1", 0))
+            self._port, self.metrics_port = (listener.getsockname()[1] for listener in (probe, other))
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "dedicate_operator"],
@@ -203,6 +206,7 @@ class Operator:
                     "DEDICATE_RUNTIME_IMAGE": RUNTIME_IMAGE,
                     "DEDICATE_ROUTE_EXTERNAL_PORT": "8080",
                     "DEDICATE_LIVENESS_PORT": str(self._port),
+                    "DEDICATE_METRICS_PORT": str(self.metrics_port),
                     **environment,
                 },
                 stdout=log,
@@ -210,6 +214,12 @@ class Operator:
             )
         if role is not None:
             self.await_role(role, timeout_s=60)
+
+    def read_metrics(self) -> str:
+        """Return what a scrape gets."""
+        response = httpx2.get(f"http://127.0.0.1:{self.metrics_port}/metrics", timeout=10)
+        assert response.status_code == 200
+        return response.text
 
     def probe(self, path: str) -> int | None:
         return self.ask(path)[0]

@@ -12,25 +12,13 @@ from dev.chart import CHART, render
 from dev.cluster.errors import ClusterError
 from dev.derived import iterate_values
 from tests.cluster.harness import REPOSITORY
+from tests.unit.chart.value_sets import VALUE_SETS
 
 _NAMESPACE = "dedicate-system"
-_SWITCHES = [
-    path for path, default, _ in iterate_values((CHART / "values.yaml").read_text()) if isinstance(default, bool)
-]
-_EVERYTHING = {
-    "imagePullSecrets": [{"name": "registry"}],
-    "operator": {"image": {"digest": f"sha256:{'0' * 64}"}},
-    "podSecurityContext": {"runAsUser": None, "runAsGroup": None, "fsGroup": None},
-    "extraEnv": [{"name": "POD_IP", "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}}],
-    "priorityClassName": "system-cluster-critical",
-    "nodeSelector": {"disk": "ssd"},
-    "tolerations": [{"key": "spot", "operator": "Exists"}],
-    "topologySpreadConstraints": [{"maxSkew": 1, "topologyKey": "rack", "whenUnsatisfiable": "DoNotSchedule"}],
-    "networkPolicy": {
-        "apiServer": {"ports": [16443], "cidrs": ["10.0.0.0/8"]},
-        "extraEgress": [{"ports": [{"protocol": "TCP", "port": 3128}]}],
-    },
-    "tests": {"endpoint": {"url": "http://seallm.default.svc/seallm/v1", "keySecretName": "seallm-api-keys"}},
+_SWITCHES = {
+    path: default
+    for path, default, _ in iterate_values((CHART / "values.yaml").read_text())
+    if isinstance(default, bool)
 }
 
 
@@ -41,21 +29,19 @@ def _nest(path, value):
 
 
 _VALUES = {
-    "defaults": {},
-    "everything": _EVERYTHING,
-    "two-namespaces": {"watch": {"namespaces": ["default", "kube-public"]}},
-    **{f"no-{path}": _nest(path, False) for path in _SWITCHES},
+    **VALUE_SETS,
+    **{f"{path}={str(not default).lower()}": _nest(path, not default) for path, default in _SWITCHES.items()},
 }
 
 
 @pytest.fixture(scope="module")
-def kubectl(api_cluster, admin):
+def kubectl(api_cluster, admin, monitors):
     """Dry runs on the server; what pods refer to is there, because admission looks it up even then."""
     labels = {"pod-security.kubernetes.io/enforce": "restricted"}
     objects = [{"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": _NAMESPACE, "labels": labels}}]
     objects += [
         {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": name, "namespace": _NAMESPACE}}
-        for name in ("default", "dedicate", "dedicate-test")
+        for name in ("default", "dedicate", "dedicate-test", "serving-test")
     ]
     api_cluster.kubectl(
         "apply", "--server-side", "--force-conflicts", "--filename=-", stdin=yaml.safe_dump_all(objects)
@@ -71,7 +57,8 @@ def kubectl(api_cluster, admin):
 @pytest.mark.parametrize("values", _VALUES.values(), ids=list(_VALUES))
 def test_rendered_objects_are_valid(values, kubectl):
     objects = render(values, namespace=_NAMESPACE)
-    assert len(kubectl(yaml.safe_dump_all(objects))["items"]) == len(objects)
+    taken = kubectl(yaml.safe_dump_all(objects))
+    assert len(taken.get("items", [taken])) == len(objects)
 
 
 def test_the_operators_pod_is_restricted(kubectl):

@@ -11,7 +11,7 @@ import subprocess
 import pytest
 import yaml
 
-from dev.cluster.definitions import read_keda_definitions
+from dev.cluster.manifests import KEDA, obtain_manifests
 from dev.cluster.toolchain import find_python_tool
 from tests.cluster.harness import ENDPOINTS, REPOSITORY, SMALLEST, eventually
 
@@ -149,7 +149,7 @@ def apply_example(namespace, name):
 @pytest.fixture
 def keda(admin, operator):
     """KEDA's definition of ScaledObjects, for as long as the test runs, and an operator that knows a Prometheus."""
-    (definition,) = read_keda_definitions()
+    definition = yaml.safe_load((obtain_manifests(KEDA) / "keda.sh_scaledobjects.yaml").read_text())
     path = f"{DEFINITIONS}/{definition['metadata']['name']}"
     operator.stop()
     operator.start(DEDICATE_PROMETHEUS_URL="http://prometheus.example:9090")

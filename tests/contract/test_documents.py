@@ -18,6 +18,8 @@ DOCUMENTS = [
     "charts/dedicate/README.md",
     "docs/user-guide.md",
     "docs/runbook.md",
+    "docs/observability.md",
+    "docs/gitops.md",
 ]
 
 

@@ -95,13 +95,14 @@ class TestOperatorEnvironment:
 
     def test_the_operator_reads_what_the_chart_writes(self, operator_container):
         settings = OperatorSettings.from_environment(
-            {item["name"]: item["value"] for item in operator_container["env"]}
+            {item["name"]: item.get("value", "") for item in operator_container["env"]}
         )
         # The chart names the Lease after the release; everything else is the operator's own default.
         own = {
             "DEDICATE_RUNTIME_IMAGE": settings.defaults.image,
             "DEDICATE_LEASE_NAME": "dedicate",
             "DEDICATE_LEASE_NAMESPACE": "dedicate-system",
+            "DEDICATE_METRICS_PORT": "8081",
         }
         assert settings == OperatorSettings.from_environment(own)
 
@@ -121,11 +122,11 @@ class TestOperatorEnvironment:
             "route": {"host": "llm.example.com", "className": "traefik", "externalPort": 8443},
             "autoscaling": {"prometheusUrl": "http://prometheus.monitoring:9090"},
             "logging": {"format": "plain", "level": "debug"},
-            "ports": {"liveness": 8181},
+            "ports": {"liveness": 8181, "metrics": 8282},
         }
         (deployment,) = (item for item in render(values) if item["kind"] == "Deployment")
         (container,) = deployment["spec"]["template"]["spec"]["containers"]
-        settings = OperatorSettings.from_environment({item["name"]: item["value"] for item in container["env"]})
+        settings = OperatorSettings.from_environment({item["name"]: item.get("value", "") for item in container["env"]})
         assert settings.watch_namespaces == ("team-a", "team-b")
         assert settings.defaults.image == "localhost:5000/runtime:2"
         assert settings.defaults.image_pull_secrets == ("registry",)
@@ -135,6 +136,7 @@ class TestOperatorEnvironment:
         assert settings.defaults.prometheus_url == "http://prometheus.monitoring:9090"
         assert (settings.log_format, settings.log_level) == ("plain", "debug")
         assert settings.liveness_port == 8181 == container["ports"][0]["containerPort"]
+        assert settings.metrics_port == 8282 == container["ports"][1]["containerPort"]
 
     def test_defaults_are_told(self, rows):
         settings = OperatorSettings.from_environment({"DEDICATE_RUNTIME_IMAGE": "runtime:1"})

@@ -8,7 +8,7 @@ from __future__ import annotations
 import pytest
 import yaml
 
-from dev.cluster.definitions import read_keda_definitions
+from dev.cluster.manifests import KEDA, obtain_manifests
 from dev.paths import REPOSITORY
 
 EXAMPLES = sorted((REPOSITORY / "examples").glob("*.yaml"))
@@ -31,12 +31,11 @@ EXPECTED = {
 @pytest.fixture(scope="module")
 def definitions(examples):
     """Definitions of others' kinds that examples use; nothing here acts on them."""
-    found = read_keda_definitions()
-    examples.kube.apply(*found)
-    names = [item["metadata"]["name"] for item in found]
-    examples.kube.kubectl("wait", "--for=condition=Established", "crd", *names, "--timeout=30s")
+    file = obtain_manifests(KEDA) / "keda.sh_scaledobjects.yaml"
+    examples.kube.kubectl("apply", "--server-side", f"--filename={file}")
+    examples.kube.kubectl("wait", "--for=condition=Established", f"--filename={file}", "--timeout=30s")
     yield
-    examples.kube.kubectl("delete", "crd", *names)
+    examples.kube.kubectl("delete", f"--filename={file}")
 
 
 def test_every_example_has_an_expectation():

@@ -52,7 +52,8 @@ def check_operator():
 
 def check_endpoint(base_url):
     """An endpoint completes a prompt under the name that it reports."""
-    key = os.environ.get("ENDPOINT_KEY")
+    path = os.environ.get("ENDPOINT_KEY_FILE")
+    key = Path(path).read_text().strip() if path else None
     model = fetch(f"{base_url}/models", token=key)["data"][0]["id"]
     body = {"model": model, "prompt": "The capital of France is", "max_tokens": 8, "temperature": 0}
     choice = fetch(f"{base_url}/completions", token=key, body=body)["choices"][0]

@@ -77,6 +77,8 @@ helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version | replace 
   value: {{ .Values.logging.level | quote }}
 - name: DEDICATE_LIVENESS_PORT
   value: {{ .Values.ports.liveness | toString | quote }}
+- name: DEDICATE_METRICS_PORT
+  value: {{ ternary (toString .Values.ports.metrics) "" .Values.metrics.enabled | quote }}
 {{- end -}}
 
 {{/* Security context of a pod, after the restricted Pod Security Standard. */}}

@@ -7,6 +7,7 @@ import yaml
 
 from dev.chart import CHART, render, render_text, run_helm
 from tests.unit.chart.rendered import container, deployment, iterate_pods, of_kind, pod_spec
+from tests.unit.chart.value_sets import VALUE_SETS
 
 
 @pytest.fixture(scope="module")
@@ -28,6 +29,7 @@ def test_kinds(objects):
         "Role",
         "RoleBinding",
         "RoleBinding",
+        "Service",
         "ServiceAccount",
         "ServiceAccount",
     ]
@@ -86,10 +88,34 @@ def test_the_token_is_projected_and_short_lived(objects):
 
 def test_probes_use_the_named_port_and_differ():
     operator = container()
-    assert operator["ports"] == [{"name": "liveness", "containerPort": 8080, "protocol": "TCP"}]
+    assert operator["ports"] == [
+        {"name": "liveness", "containerPort": 8080, "protocol": "TCP"},
+        {"name": "metrics", "containerPort": 8081, "protocol": "TCP"},
+    ]
     assert operator["livenessProbe"]["httpGet"] == {"path": "/healthz", "port": "liveness"}
     assert operator["startupProbe"]["httpGet"] == {"path": "/healthz", "port": "liveness"}
     assert operator["readinessProbe"]["httpGet"] == {"path": "/readyz", "port": "liveness"}
+
+
+def iterate_leaves(node, path=""):
+    if isinstance(node, dict):
+        for name, inner in node.items():
+            yield from iterate_leaves(inner, f"{path}.{name}")
+    elif isinstance(node, list):
+        for index, inner in enumerate(node):
+            yield from iterate_leaves(inner, f"{path}[{index}]")
+    else:
+        yield path, node
+
+
+@pytest.mark.parametrize("name", VALUE_SETS)
+def test_nothing_is_rendered_that_the_api_server_drops(name):
+    """An empty string or a null is not there when the object is read back, and would differ for ever."""
+    for item in render(VALUE_SETS[name]):
+        if item["kind"] not in {"CustomResourceDefinition", "ConfigMap"}:
+            empty = [path for path, leaf in iterate_leaves(item) if leaf in ("", None)]
+            # The core group has no name.
+            assert [path for path in empty if ".apiGroups[" not in path] == [], item["kind"]
 
 
 def test_two_operators_and_never_fewer_in_a_rollout():
@@ -117,6 +143,7 @@ def test_selectors_meet_the_pod(objects):
         of_kind(objects, "Deployment")["spec"]["selector"]["matchLabels"],
         of_kind(objects, "PodDisruptionBudget")["spec"]["selector"]["matchLabels"],
         of_kind(objects, "NetworkPolicy")["spec"]["podSelector"]["matchLabels"],
+        of_kind(objects, "Service")["spec"]["selector"],
     ]
     for selector in selectors:
         assert selector.items() <= labels
@@ -126,7 +153,7 @@ def test_selectors_meet_the_pod(objects):
 def test_network_policy_opens_what_is_in_use(objects):
     spec = of_kind(objects, "NetworkPolicy")["spec"]
     assert spec["policyTypes"] == ["Ingress", "Egress"]
-    assert spec["ingress"] == [{"ports": [{"protocol": "TCP", "port": "liveness"}]}]
+    assert spec["ingress"] == [{"ports": [{"protocol": "TCP", "port": port}]} for port in ("liveness", "metrics")]
     api_server, dns = spec["egress"]
     assert [port["port"] for port in api_server["ports"]] == [443, 6443]
     assert {port["port"] for port in dns["ports"]} == {53}
@@ -146,14 +173,42 @@ def test_the_lease_and_no_other_may_be_written(values):
     assert binding["subjects"][0]["name"] == pod_spec(values)["serviceAccountName"]
 
 
-def test_no_rule_is_a_wildcard_or_reads_secrets(objects):
-    for item in objects:
-        for rule in item.get("rules", []):
-            flat = rule["apiGroups"] + rule["resources"] + rule["verbs"]
-            assert "*" not in flat
-            if "secrets" in rule["resources"]:
-                assert rule["verbs"] == ["create"]
-                assert rule["resources"] == ["secrets"]
+@pytest.mark.parametrize("values", [{}, {"watch": {"namespaces": ["team"]}}])
+def test_no_rule_gives_more_than_it_should(values):
+    forbidden_groups = {"rbac.authorization.k8s.io", "apiextensions.k8s.io", "admissionregistration.k8s.io"}
+    rules = [rule for item in render(values) for rule in item.get("rules", [])]
+    assert rules
+    for rule in rules:
+        flat = rule["apiGroups"] + rule["resources"] + rule["verbs"]
+        assert "*" not in flat
+        assert not {"escalate", "bind", "impersonate"} & set(rule["verbs"])
+        assert not forbidden_groups & set(rule["apiGroups"])
+        assert not [name for name in rule["resources"] if name.startswith(("pods/", "nodes", "serviceaccounts"))]
+        if "secrets" in rule["resources"]:
+            assert rule["verbs"] == ["create"]
+            assert rule["resources"] == ["secrets"]
+
+
+def test_no_webhook_is_made(objects):
+    assert not [item for item in objects if "Webhook" in item["kind"]]
+
+
+def test_metrics_are_found_by_whom_they_are_for():
+    """The monitors select what carries the port, by its name."""
+    values = {"metrics": {"serviceMonitor": {"enabled": True}, "podMonitor": {"enabled": True}}}
+    objects = render(values)
+    service, monitor = of_kind(objects, "Service"), of_kind(objects, "ServiceMonitor")
+    assert monitor["spec"]["selector"]["matchLabels"].items() <= service["metadata"]["labels"].items()
+    assert monitor["spec"]["namespaceSelector"] == {"matchNames": [service["metadata"]["namespace"]]}
+    (endpoint,) = monitor["spec"]["endpoints"]
+    (port,) = service["spec"]["ports"]
+    assert endpoint["port"] == port["name"] == "metrics"
+    assert port["targetPort"] in {port["name"] for port in container()["ports"]}
+    # An operator that is not ready is the one to look at.
+    assert service["spec"]["publishNotReadyAddresses"] is True
+    assert of_kind(objects, "PodMonitor")["spec"]["namespaceSelector"] == {"any": True}
+    named = of_kind(render(values | {"watch": {"namespaces": ["a", "b"]}}), "PodMonitor")
+    assert named["spec"]["namespaceSelector"] == {"matchNames": ["a", "b"]}
 
 
 def test_defaults_spread_over_nodes_and_zones():

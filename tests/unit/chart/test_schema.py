@@ -4,6 +4,7 @@ import json
 
 import pytest
 import yaml
+from jsonschema import Draft7Validator
 
 from dev.chart import CHART, ChartError, render
 from dev.derived import iterate_values
@@ -40,6 +41,15 @@ WRONG = [
     ({"logging": {"format": "text"}}, "format"),
     ({"logging": {"level": "INFO"}}, "level"),
     ({"ports": {"liveness": 80}}, "liveness"),
+    ({"ports": {"metrics": 65536}}, "metrics"),
+    ({"metrics": {"enabled": False, "serviceMonitor": {"enabled": True}}}, "serviceMonitor"),
+    ({"metrics": {"podMonitor": {"interval": "15"}}}, "interval"),
+    ({"metrics": {"prometheusRule": {"alertLabels": {"severity": "page"}}}}, "severity"),
+    ({"metrics": {"prometheusRule": {"runbookUrl": "runbook.md"}}}, "runbookUrl"),
+    ({"metrics": {"prometheusRule": {"endpointNotReadyFor": "1 hour"}}}, "endpointNotReadyFor"),
+    ({"metrics": {"dashboards": {"label": "a b"}}}, "label"),
+    ({"networkPolicy": {"metricsFrom": [{}]}}, "metricsFrom"),
+    ({"networkPolicy": {"metricsFrom": [{"namespace": "monitoring"}]}}, "namespace"),
     ({"podSecurityContext": {"runAsUser": 0}}, "runAsUser"),
     ({"podSecurityContext": {"privileged": True}}, "privileged"),
     ({"resources": {"limits": {"cpu": "one"}}}, "cpu"),
@@ -84,7 +94,14 @@ def iterate_schemas(schema, path="$"):
 
 def test_each_level_is_closed_and_each_value_typed():
     # Inside these stand types of Kubernetes, which the API server checks.
-    open_on_purpose = ("$.global", "$.affinity.", ".valueFrom", ".labelSelector", "$.networkPolicy.extraEgress[].")
+    open_on_purpose = (
+        "$.global",
+        "$.affinity.",
+        ".valueFrom",
+        ".labelSelector",
+        "$.networkPolicy.extraEgress[].",
+        "$.networkPolicy.metricsFrom[].",
+    )
     for path, schema in iterate_schemas(SCHEMA):
         assert {"type", "enum", "$ref", "anyOf"} & schema.keys(), f"{path} has no type"
         if schema.get("type") == "object" and not any(mark in path for mark in open_on_purpose):
@@ -129,3 +146,66 @@ def test_lists_are_bounded():
 def test_defaults_meet_the_schema():
     assert yaml.safe_load(VALUES)["replicas"] == 2
     assert render()
+
+
+VALIDATOR = Draft7Validator(SCHEMA)
+# Of another type than what is meant, whatever that is.
+OTHERS = {"string": 7, "integer": "seven", "number": "seven", "boolean": "true", "array": {"a": 1}, "object": [1]}
+
+
+def resolve(schema):
+    return SCHEMA["definitions"][schema["$ref"].rpartition("/")[2]] if "$ref" in schema else schema
+
+
+def iterate_wrong(schema):
+    """A value just beyond each limit that the schema sets for one value."""
+    if "enum" in schema:
+        yield "nonsense"
+    type_ = schema.get("type")
+    yield OTHERS[type_ if isinstance(type_, str) else type_[0]] if type_ else True
+    if "pattern" in schema:
+        yield "a b"
+        yield "x" * 5000
+    if "minimum" in schema:
+        yield schema["minimum"] - 1
+    if "maximum" in schema:
+        yield schema["maximum"] + 1
+    if "maxItems" in schema:
+        yield [{"name": f"n{index}"} for index in range(schema["maxItems"] + 1)]
+    if schema.get("uniqueItems"):
+        yield ["same", "same"]
+    if isinstance(schema.get("additionalProperties"), dict):
+        yield {"key": {"a": "map"}}
+        yield {f"key{index}": "x" for index in range(schema.get("maxProperties", 99) + 1)}
+    if schema.get("additionalProperties") is False:
+        yield {"unheardOf": 1}
+
+
+def iterate_places(schema, path=()):
+    """Every value and every level below it, with its schema."""
+    schema = resolve(schema)
+    yield path, schema
+    for name, inner in schema.get("properties", {}).items():
+        yield from iterate_places(inner, (*path, name))
+
+
+PLACES = {".".join(path): (path, schema) for path, schema in iterate_places(SCHEMA) if path and path[0] != "global"}
+
+
+@pytest.mark.parametrize("name", PLACES)
+def test_each_place_refuses_what_is_just_beyond_its_limits(name):
+    path, schema = PLACES[name]
+    wrong = list(iterate_wrong(schema))
+    assert wrong
+    for value in wrong:
+        values = value
+        for part in reversed(path):
+            values = {part: values}
+        complaints = [".".join(map(str, error.absolute_path)) for error in VALIDATOR.iter_errors(values)]
+        assert any(complaint.startswith(name) for complaint in complaints), value
+
+
+def test_each_level_refuses_unknown_names():
+    closed = [name for name, (_, schema) in PLACES.items() if schema.get("additionalProperties") is False]
+    assert len(closed) > 20
+    assert not VALIDATOR.is_valid({"unheardOf": 1})

@@ -10,13 +10,27 @@ from tests.unit.chart.rendered import container, deployment, merge, nest, of_kin
 
 DEFAULTS = {path: default for path, default, _ in iterate_values((CHART / "values.yaml").read_text())}
 SWITCHES = [path for path, default in DEFAULTS.items() if isinstance(default, bool)]
+# Refused: there would be nothing to scrape.
+CONTRADICTION = ("metrics.enabled", "metrics.serviceMonitor.enabled")
+PAIRS = [pair for pair in itertools.combinations(SWITCHES, 2) if pair != CONTRADICTION]
 DIGEST = f"sha256:{'0123456789abcdef' * 4}"
 
 
 def test_network_policy_values_are_honoured():
     extra = {"ports": [{"protocol": "TCP", "port": 3128}]}
-    values = {"networkPolicy": {"apiServer": {"ports": [16443], "cidrs": ["10.0.0.1/32"]}, "extraEgress": [extra]}}
-    egress = of_kind(render(values), "NetworkPolicy")["spec"]["egress"]
+    scraper = {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "monitoring"}}}
+    values = {
+        "networkPolicy": {
+            "metricsFrom": [scraper],
+            "apiServer": {"ports": [16443], "cidrs": ["10.0.0.1/32"]},
+            "extraEgress": [extra],
+        }
+    }
+    policy = of_kind(render(values), "NetworkPolicy")["spec"]
+    assert policy["ingress"][1] == {"ports": [{"protocol": "TCP", "port": "metrics"}], "from": [scraper]}
+    closed = of_kind(render({"metrics": {"enabled": False}}), "NetworkPolicy")["spec"]
+    assert closed["ingress"] == [{"ports": [{"protocol": "TCP", "port": "liveness"}]}]
+    egress = policy["egress"]
     assert egress[0] == {
         "ports": [{"protocol": "TCP", "port": 16443}],
         "to": [{"ipBlock": {"cidr": "10.0.0.1/32"}}],
@@ -28,21 +42,29 @@ def test_network_policy_values_are_honoured():
 def test_each_switch_flipped(path):
     """Objects come and go, and what is left refers to nothing that is gone."""
     flipped = render(nest(path, not DEFAULTS[path]))
+    added = {
+        "metrics.serviceMonitor.enabled": ["ServiceMonitor"],
+        "metrics.podMonitor.enabled": ["PodMonitor"],
+        "metrics.prometheusRule.enabled": ["PrometheusRule"],
+        "metrics.dashboards.enabled": ["ConfigMap"] * 2,
+    }.get(path, [])
     gone = {
+        "metrics.enabled": ["Service"],
         "crds.install": ["CustomResourceDefinition"],
         "rbac.create": ["ClusterRole", "ClusterRoleBinding", "Role", "RoleBinding"],
         "serviceAccount.create": ["ServiceAccount"],
         "podDisruptionBudget.enabled": ["PodDisruptionBudget"],
         "networkPolicy.enabled": ["NetworkPolicy"] * 2,
         "tests.enabled": ["NetworkPolicy", "Pod", "Role", "RoleBinding", "ServiceAccount"],
-    }[path]
+    }.get(path, [])
+    assert gone or added
     kinds = sorted([item["kind"] for item in flipped] + gone)
-    assert kinds == sorted(item["kind"] for item in render())
+    assert kinds == sorted([item["kind"] for item in render()] + added)
 
 
-@pytest.mark.parametrize("pair", list(itertools.combinations(SWITCHES, 2)), ids=" ".join)
-def test_switches_off_in_pairs(pair):
-    assert of_kind(render(merge(*(nest(path, False) for path in pair))), "Deployment")
+@pytest.mark.parametrize("pair", PAIRS, ids=" ".join)
+def test_switches_flipped_in_pairs(pair):
+    assert of_kind(render(merge(*(nest(path, not DEFAULTS[path]) for path in pair))), "Deployment")
 
 
 def test_without_its_own_service_account():
@@ -73,7 +95,7 @@ def test_images_by_tag_and_digest():
     assert operator["image"] == f"localhost:5000/operator:v2@{DIGEST}"
     assert operator["imagePullPolicy"] == "IfNotPresent"
     runtime = {"runtime": {"image": {"repository": "localhost:5000/runtime", "digest": DIGEST}}}
-    environment = {item["name"]: item["value"] for item in container(runtime)["env"]}
+    environment = {item["name"]: item.get("value") for item in container(runtime)["env"]}
     assert environment["DEDICATE_RUNTIME_IMAGE"] == f"localhost:5000/runtime:0.1.0@{DIGEST}"
 
 
@@ -95,7 +117,7 @@ def test_pod_values_are_honoured():
             "resources": {"limits": {"memory": "1Gi", "cpu": None}},
             "terminationGracePeriodSeconds": 7,
             "revisionHistoryLimit": 2,
-            "ports": {"liveness": 8181},
+            "ports": {"liveness": 8181, "metrics": 8282},
             "serviceAccount": {"annotations": {"role": "x"}, "tokenExpirationSeconds": 600},
         }
     )["spec"]
@@ -112,7 +134,7 @@ def test_pod_values_are_honoured():
     assert metadata["labels"]["app.kubernetes.io/name"] == "dedicate"
     assert pod["containers"][0]["env"][-1] == {"name": "HTTPS_PROXY", "value": "http://proxy:3128"}
     assert pod["containers"][0]["resources"]["limits"] == {"memory": "1Gi", "ephemeral-storage": "256Mi"}
-    assert pod["containers"][0]["ports"][0]["containerPort"] == 8181
+    assert [port["containerPort"] for port in pod["containers"][0]["ports"]] == [8181, 8282]
     assert pod["terminationGracePeriodSeconds"] == 7
     assert spec["revisionHistoryLimit"] == 2
 
@@ -146,11 +168,46 @@ def test_the_endpoint_that_helm_test_asks():
     pod = of_kind(render({"tests": {"endpoint": {"url": url, "keySecretName": "seallm-api-keys"}}}), "Pod", "-test")
     environment = {item["name"]: item for item in pod["spec"]["containers"][0]["env"]}
     assert environment["ENDPOINT_URL"]["value"] == url
-    reference = {"name": "seallm-api-keys", "key": "default"}
-    assert environment["ENDPOINT_KEY"]["valueFrom"] == {"secretKeyRef": reference}
+    # A file, because environments are shown by whatever lists processes.
+    (mount,) = (mount for mount in pod["spec"]["containers"][0]["volumeMounts"] if mount["name"] == "key")
+    (volume,) = (volume for volume in pod["spec"]["volumes"] if volume["name"] == "key")
+    assert volume["secret"]["secretName"] == "seallm-api-keys"
+    assert volume["secret"]["items"] == [{"key": "default", "path": "key"}]
+    assert environment["ENDPOINT_KEY_FILE"]["value"] == f"{mount['mountPath']}/key"
     compile(pod["spec"]["containers"][0]["args"][0], "helm_test.py", "exec")
 
 
 def test_an_old_cluster_is_refused():
     with pytest.raises(ChartError, match="requires kubeVersion"):
         render({}, "--kube-version=1.29.0")
+
+
+def test_monitoring_values_are_honoured():
+    values = {
+        "serviceMonitor": {"enabled": True, "interval": "10s", "labels": {"release": "a"}},
+        "podMonitor": {"enabled": True, "interval": "5s", "labels": {"release": "b"}},
+        "prometheusRule": {"enabled": True, "labels": {"release": "c", "helm.sh/chart": "mine"}},
+        "dashboards": {
+            "enabled": True,
+            "label": "dashboards",
+            "labelValue": "yes",
+            "annotations": {"grafana_folder": "Dedicate"},
+        },
+    }
+    objects = render({"metrics": values})
+    assert of_kind(objects, "ServiceMonitor")["spec"]["endpoints"][0]["interval"] == "10s"
+    assert of_kind(objects, "PodMonitor")["spec"]["podMetricsEndpoints"][0]["interval"] == "5s"
+    for kind, value in (("ServiceMonitor", "a"), ("PodMonitor", "b"), ("PrometheusRule", "c")):
+        labels = of_kind(objects, kind)["metadata"]["labels"]
+        assert labels["release"] == value
+        assert labels["helm.sh/chart"] == "dedicate-0.1.0"
+    maps = [item["metadata"] for item in objects if item["kind"] == "ConfigMap"]
+    assert [item["labels"]["dashboards"] for item in maps] == ["yes", "yes"]
+    assert [item["annotations"] for item in maps] == [{"grafana_folder": "Dedicate"}] * 2
+    assert [item["name"] for item in maps] == ["dedicate-endpoints-dashboard", "dedicate-operator-dashboard"]
+
+
+def test_without_metrics_there_is_no_port():
+    part = container({"metrics": {"enabled": False}})
+    assert [port["name"] for port in part["ports"]] == ["liveness"]
+    assert {"name": "DEDICATE_METRICS_PORT"} in part["env"]

@@ -8,12 +8,14 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 from lightkube.config.kubeconfig import KubeConfig
+from prometheus_client import CollectorRegistry
 
 from dedicate_operator.cluster import Cluster
-from dedicate_operator.errors import NotLeaderError
+from dedicate_operator.errors import ClusterError, NotLeaderError
 from dedicate_operator.fence import Fence
 from dedicate_operator.identity import Key
 from dedicate_operator.kinds import DEPLOYMENT, LEASE, SERVICE
+from dedicate_operator.metrics import Metrics
 
 KEY = Key("team", "chat")
 
@@ -66,7 +68,12 @@ def fence(clock):
 
 
 @pytest.fixture
-async def cluster(requests, fence):
+def metrics():
+    return Metrics(CollectorRegistry(), version="1")
+
+
+@pytest.fixture
+async def cluster(requests, fence, metrics):
     async def answer(request):
         requests.append(request)
         return web.json_response({"metadata": {"resourceVersion": "1"}})
@@ -80,7 +87,7 @@ async def cluster(requests, fence):
             "contexts": [{"name": "test", "context": {"cluster": "test", "user": "test", "namespace": "mine"}}],
             "current-context": "test",
         }
-        made = Cluster(fence, KubeConfig.from_dict(config).get())
+        made = Cluster(fence, metrics, KubeConfig.from_dict(config).get())
         yield made
         await made.close()
 
@@ -131,3 +138,53 @@ async def test_lease_is_written_under_its_name(cluster, requests):
 
 async def test_namespace_is_the_configurations(cluster):
     assert cluster.namespace == "mine"
+
+
+MEASURED = {
+    "apply": ("patch", "deployments", "200"),
+    "apply_status": ("patch", "dedicatedendpoints/status", "200"),
+    "overwrite": ("patch", "services", "200"),
+    "create_secret": ("create", "secrets", "200"),
+    "create_event": ("create", "events", "200"),
+    "delete": ("delete", "services", "200"),
+    "fetch": ("get", "deployments", "200"),
+    "fetch_list": ("list", "deployments", "200"),
+    "replace_lease": ("update", "leases", "200"),
+}
+
+
+def count_requests(metrics):
+    samples = [sample for family in metrics.registry.collect() for sample in family.samples]
+    return {
+        tuple(sample.labels[label] for label in ("verb", "resource", "code")): sample.value
+        for sample in samples
+        if sample.name == "dedicate_operator_api_requests_total"
+    }
+
+
+@pytest.mark.parametrize("name", WRITES | OTHERS)
+async def test_each_request_is_counted(name, cluster, fence, metrics):
+    fence.move(107.5)
+    await (WRITES | OTHERS)[name](cluster)
+    assert count_requests(metrics) == {MEASURED[name]: 1}
+
+
+async def test_watch_is_counted(cluster, metrics):
+    with pytest.raises(ClusterError):
+        async for _ in cluster.watch(DEPLOYMENT, None, "1"):
+            pass
+    assert count_requests(metrics) == {("watch", "deployments", "200"): 1}
+
+
+async def test_request_without_an_answer_is_counted(fence, metrics, unused_tcp_port):
+    config = {
+        "clusters": [{"name": "test", "cluster": {"server": f"http://127.0.0.1:{unused_tcp_port}"}}],
+        "users": [{"name": "test", "user": {}}],
+        "contexts": [{"name": "test", "context": {"cluster": "test", "user": "test"}}],
+        "current-context": "test",
+    }
+    cluster = Cluster(fence, metrics, KubeConfig.from_dict(config).get())
+    with pytest.raises(ClusterError):
+        await cluster.fetch(LEASE, KEY)
+    await cluster.close()
+    assert count_requests(metrics) == {("get", "leases", "none"): 1}

@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 
 import pytest
+from prometheus_client import CollectorRegistry
 
 from dedicate_operator.controller import Controller
 from dedicate_operator.errors import ClusterError, NotLeaderError
 from dedicate_operator.fence import Fence, read_clock
 from dedicate_operator.identity import Key
 from dedicate_operator.kinds import DEPLOYMENT, ENDPOINT, INGRESS, LEASE, SERVICE
+from dedicate_operator.metrics import Metrics
 from dedicate_operator.settings import Settings
 from tests.unit.operator.builders import DEFAULTS, HUB, custom_resource
 from tests.unit.operator.fake_cluster import LEASE_KEY, FakeCluster
@@ -24,8 +26,13 @@ def cluster():
 
 
 @pytest.fixture
-async def controller(cluster):
-    made = Controller(Settings(DEFAULTS), cluster, Fence(read_clock), identity="me_1")
+def metrics():
+    return Metrics(CollectorRegistry(), version="1")
+
+
+@pytest.fixture
+async def controller(cluster, metrics):
+    made = Controller(Settings(DEFAULTS), cluster, Fence(read_clock), metrics, identity="me_1")
     yield made
     await made.stop()
     assert cluster.is_closed
@@ -165,3 +172,59 @@ async def test_pass_that_lost_the_lead_is_made_again(cluster, controller):
     await eventually(lambda: ("apply", "Deployment", "chat") in cluster.writes)
     cluster.refusals.clear()
     await eventually(lambda: "status" in cluster.objects[ENDPOINT, CHAT])
+
+
+def read(metrics, name, **labels):
+    return metrics.registry.get_sample_value(f"dedicate_operator_{name}", labels)
+
+
+async def test_metrics_tell_of_passes_and_endpoints(cluster, controller, metrics):
+    cluster.refuse_name = "broken"
+    cluster.put(ENDPOINT, custom_resource("broken"))
+    cluster.put(ENDPOINT, custom_resource("chat"))
+    assert read(metrics, "leader") == 0
+    controller.start()
+    await eventually(lambda: "status" in cluster.objects[ENDPOINT, CHAT])
+    await eventually(lambda: read(metrics, "reconciles_total", result="failed") > 0)
+    assert read(metrics, "leader") == 1
+    assert read(metrics, "queue_retries_total") >= 1
+    assert read(metrics, "queue_delayed") + read(metrics, "queue_active") + read(metrics, "queue_depth") >= 1
+    assert read(metrics, "reconciles_total", result="succeeded") >= 1
+    assert read(metrics, "reconcile_errors_total", kind="unreachable") >= 1
+    assert read(metrics, "reconcile_duration_seconds_count") >= 2
+    conditions = cluster.objects[ENDPOINT, CHAT]["status"]["conditions"]
+    (ready,) = (condition for condition in conditions if condition["type"] == "Ready")
+    chat = {"endpoint_namespace": "team", "endpoint_name": "chat", "reason": ready["reason"]}
+    assert read(metrics, "endpoint_ready", **chat) == 0
+    broken = {"endpoint_namespace": "team", "endpoint_name": "broken", "reason": "Unreported"}
+    assert read(metrics, "endpoint_ready", **broken) == 0
+    assert read(metrics, "endpoints", reason=ready["reason"]) == 1
+
+
+async def test_standby_has_nothing_that_waits(cluster, controller, metrics):
+    hold(cluster, "other_1")
+    cluster.put(ENDPOINT, custom_resource())
+    controller.start()
+    await eventually(lambda: controller.find_obstacle() is None)
+    assert read(metrics, "leader") == 0
+    assert read(metrics, "queue_depth") == 0
+    assert read(metrics, "queue_oldest_seconds") == 0
+    assert read(metrics, "endpoints", reason="Unreported") == 1
+
+
+async def test_pass_that_crashes_is_told(cluster, controller, metrics, monkeypatch):
+    async def crash(key):
+        raise RuntimeError("a fault of ours")
+
+    monkeypatch.setattr(controller._reconciler, "reconcile", crash)
+    cluster.put(ENDPOINT, custom_resource())
+    controller.start()
+    await eventually(lambda: read(metrics, "reconciles_total", result="crashed") > 0)
+    assert read(metrics, "reconcile_errors_total", kind="crash") > 0
+
+
+async def test_ends_of_watches_are_told(cluster, controller, metrics):
+    assert read(metrics, "watch_restarts_total", resource="pods", reason="gone") == 0
+    (watcher,) = (item for item in controller._watchers if item.kind == DEPLOYMENT)
+    watcher.restarts["gone"] += 2
+    assert read(metrics, "watch_restarts_total", resource="deployments", reason="gone") == 2

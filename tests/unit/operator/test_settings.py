@@ -26,6 +26,7 @@ def test_every_variable():
             "DEDICATE_LOG_FORMAT": "plain",
             "DEDICATE_LOG_LEVEL": "debug",
             "DEDICATE_LIVENESS_PORT": "9999",
+            "DEDICATE_METRICS_PORT": "9998",
         }
     )
     assert settings.defaults.image_pull_secrets == ("a", "b")
@@ -35,6 +36,7 @@ def test_every_variable():
     assert settings.defaults.route_class_name == "traefik"
     assert settings.defaults.route_external_port == 8080
     assert (settings.log_format, settings.log_level, settings.liveness_port) == ("plain", "debug", 9999)
+    assert settings.metrics_port == 9998
 
 
 def test_empty_means_absent():
@@ -45,6 +47,7 @@ def test_empty_means_absent():
         "WATCH_NAMESPACES",
         "LEASE_NAME",
         "LEASE_NAMESPACE",
+        "METRICS_PORT",
     )
     empty = {f"DEDICATE_{name}": " " for name in names}
     assert Settings.from_environment(SMALLEST | empty) == Settings.from_environment(SMALLEST)
@@ -67,6 +70,7 @@ def test_empty_means_absent():
         ("DEDICATE_LOG_FORMAT", "xml"),
         ("DEDICATE_LOG_LEVEL", "loud"),
         ("DEDICATE_LIVENESS_PORT", "eighty"),
+        ("DEDICATE_METRICS_PORT", "0"),
     ],
 )
 def test_unusable_value_is_named(name, value):

@@ -84,6 +84,7 @@ async def test_lists_then_watches_from_the_lists_version():
     assert sink.seen == [("replace", ["a"], "10"), ("put", "b"), ("put", "b"), ("remove", "a")]
     assert server.asked == ["list", "watch 10", "watch 13"]
     assert watcher.synced.is_set()
+    assert watcher.restarts == {"ended": 1, "failed": 0, "gone": 0}
 
 
 async def test_bookmark_moves_the_version_only():
@@ -95,9 +96,10 @@ async def test_bookmark_moves_the_version_only():
 
 async def test_gone_version_is_listed_anew():
     server = ScriptedServer([([], "10"), ([resource("b", "90")], "100")], [[ClusterError("too old", code=410)]])
-    _, sink = await follow(server)
+    watcher, sink = await follow(server)
     assert sink.seen == [("replace", [], "10"), ("replace", ["b"], "100")]
     assert server.asked == ["list", "watch 10", "list", "watch 100"]
+    assert watcher.restarts == {"ended": 0, "failed": 0, "gone": 1}
 
 
 @pytest.mark.parametrize(
@@ -111,9 +113,10 @@ async def test_gone_version_is_listed_anew():
 )
 async def test_broken_watch_goes_on_from_where_it_was(error):
     server = ScriptedServer([([], "10")], [[("ADDED", resource("a", "11")), error]])
-    _, sink = await follow(server)
+    watcher, sink = await follow(server)
     assert sink.seen == [("replace", [], "10"), ("put", "a")]
     assert server.asked == ["list", "watch 10", "watch 11"]
+    assert watcher.restarts == {"ended": 0, "failed": 1, "gone": 0}
 
 
 async def test_failed_list_is_tried_again():

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+from dedicate_operator.metrics import QueueState
 from dedicate_operator.workqueue import Backoff, KeySchedule, WorkQueue
 
 
@@ -20,19 +21,19 @@ def test_backoff(num_failures, jitter, delay_s):
 def test_key_stands_once_and_in_order():
     schedule = KeySchedule()
     for key in ("a", "b", "a"):
-        schedule.add(key)
+        schedule.add(key, 0)
     assert [schedule.take(0), schedule.take(0), schedule.take(0)] == ["a", "b", None]
 
 
 def test_key_that_is_worked_on_waits_for_its_end():
     schedule = KeySchedule()
-    schedule.add("a")
+    schedule.add("a", 0)
     assert schedule.take(0) == "a"
-    schedule.add("a")
+    schedule.add("a", 0)
     assert schedule.take(0) is None
-    schedule.finish("a")
+    schedule.finish("a", 0)
     assert schedule.take(0) == "a"
-    schedule.finish("a")
+    schedule.finish("a", 0)
     assert schedule.take(0) is None
 
 
@@ -44,21 +45,37 @@ def test_due_time_is_the_earliest_and_an_add_comes_before_it():
     assert schedule.next_due() == 5
     assert schedule.take(4.9) is None
     assert schedule.take(5) == "a"
-    schedule.finish("a")
+    schedule.finish("a", 0)
     assert schedule.next_due() is None
     schedule.add_at("b", 20)
-    schedule.add("b")
+    schedule.add("b", 0)
     assert schedule.take(0) == "b"
-    schedule.finish("b")
+    schedule.finish("b", 0)
     assert schedule.take(100) is None
 
 
 def test_longest_work():
     schedule = KeySchedule()
     assert schedule.longest_work_s(100) == 0
-    schedule.add("a")
+    schedule.add("a", 0)
     schedule.take(10)
     assert schedule.longest_work_s(25) == 15
+
+
+def test_longest_wait_counts_from_when_the_key_became_ready():
+    schedule = KeySchedule()
+    assert schedule.longest_wait_s(100) == 0
+    schedule.add_at("late", 20)
+    schedule.add("a", 10)
+    schedule.add("a", 15)
+    assert schedule.longest_wait_s(30) == 20
+    assert schedule.take(30) == "a"
+    assert schedule.longest_wait_s(30) == 10
+    schedule.add("a", 31)
+    schedule.finish("a", 40)
+    assert schedule.take(40) == "late"
+    assert schedule.longest_wait_s(45) == 5
+    assert schedule.count(45) == (1, 0, 1)
 
 
 class ScheduleMachine(RuleBasedStateMachine):
@@ -74,7 +91,7 @@ class ScheduleMachine(RuleBasedStateMachine):
 
     @rule(key=st.integers(0, 4))
     def add(self, key):
-        self.schedule.add(key)
+        self.schedule.add(key, self.now)
         self.owed.add(key)
         self.due.pop(key, None)
 
@@ -107,7 +124,7 @@ class ScheduleMachine(RuleBasedStateMachine):
     @rule(data=st.data())
     def finish(self, data):
         key = data.draw(st.sampled_from(sorted(self.active)))
-        self.schedule.finish(key)
+        self.schedule.finish(key, self.now)
         self.active.discard(key)
         if key in self.owed:
             self.due.pop(key, None)
@@ -146,6 +163,21 @@ async def test_retries_back_off_until_forgotten(queue):
     assert queue.retry("a", at_least_s=9) == 9
     queue.forget_failures("a")
     assert queue.retry("a") == 1.0
+
+
+async def test_state_for_metrics():
+    now = 100.0
+    queue = WorkQueue(clock=lambda: now, random=lambda: 1.0, backoff=Backoff())
+    for key in "abc":
+        queue.add(key)
+    await queue.get()
+    queue.retry("d", at_least_s=60)
+    now = 130.0
+    # Work began 20 s ago; what had stood there before is not late.
+    assert queue.read_state(since=110.0) == QueueState(2, 1, 1, oldest_s=20.0, num_retries=1)
+    assert queue.read_state(since=90.0).oldest_s == 30.0
+    # Nothing waits for workers where there are none.
+    assert queue.read_state(since=None) == QueueState(0, 1, 1, oldest_s=0.0, num_retries=1)
 
 
 async def test_due_key_is_given_out_when_its_time_has_come():
