@@ -2,7 +2,8 @@
 
 `python -m dev.derived sync` writes it, `python -m dev.derived check` names what is stale. Derived are the chart's copy
 of the CRD, its dashboards, and what stands between `<!-- name -->` and `<!-- /name -->` in the chart's README, in
-docs/custom-resource.md, in docs/models.md, in docs/api.md, in docs/clients.md and in docs/observability.md.
+docs/custom-resource.md, in docs/models.md, in docs/api.md, in docs/clients.md, in docs/observability.md
+and in docs/promises.md.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from dev.dashboards.build import build_dashboards
 from dev.models import build_refused_rows, build_served_rows
 from dev.monitoring import ALERT_HEADER, METRIC_HEADER, build_alert_rows, build_metric_rows
 from dev.paths import REPOSITORY
+from dev.promises import build_promise_list, find_promise_tests, find_promises
 
 CRD = REPOSITORY / "crds" / "dedicatedendpoints.yaml"
 CRD_COPY = CHART / "files" / CRD.name
@@ -34,6 +36,7 @@ API = REPOSITORY / "docs" / "api.md"
 CLIENTS = REPOSITORY / "docs" / "clients.md"
 OBSERVABILITY = REPOSITORY / "docs" / "observability.md"
 DASHBOARDS = CHART / "dashboards"
+PROMISES = REPOSITORY / "docs" / "promises.md"
 _LANGUAGES = {".py": "python", ".mjs": "js", ".sh": "sh"}
 
 Schema = Mapping[str, Any]
@@ -58,6 +61,7 @@ def build_derived() -> dict[Path, str]:
         CLIENTS: build_clients_page(CLIENTS.read_text()),
         OBSERVABILITY: build_observability_page(OBSERVABILITY.read_text()),
         **{DASHBOARDS / name: text for name, text in build_dashboards().items()},
+        PROMISES: build_promises_page(PROMISES.read_text()),
     }
 
 
@@ -83,6 +87,14 @@ def build_clients_page(text: str) -> str:
         block = f"```{_LANGUAGES[snippet.suffix]}\n{snippet.read_text()}```\n"
         text = _replace_part(text, snippet.name, block)
     return text
+
+
+def build_promises_page(page: str) -> str:
+    """Put below each promise the tests that hold it."""
+    tests = find_promise_tests()
+    for number in find_promises(page):
+        page = _replace_part(page, f"promise-{number}", build_promise_list(tests.get(number, [])))
+    return page
 
 
 def iterate_values(text: str) -> Iterator[tuple[str, Any, str]]:

@@ -35,6 +35,14 @@ def build_addons(plan: ClusterPlan) -> dict[str, Manifest]:
             ],
         ),
         **_role(
+            "network-policies",
+            [
+                _rule("", ["pods", "namespaces"], ("list", "watch")),
+                _rule("", ["nodes"], ("get",)),
+                _rule("networking.k8s.io", ["networkpolicies"], ("list", "watch")),
+            ],
+        ),
+        **_role(
             "traefik",
             [
                 _rule("", ["services", "secrets", "nodes"], _READ),

@@ -61,6 +61,7 @@ def build_node(plan: ClusterPlan, paths: ClusterPaths) -> tuple[Component, ...]:
         _own_program("addons", "dev.cluster.addons", paths, needs=("kube-apiserver",)),
         _kubelet(plan, paths),
         _kube_proxy(plan, paths),
+        _network_policies(plan, paths),
         _gpus(plan, paths),
         _registry(plan, paths),
         _coredns(plan, paths),
@@ -128,6 +129,24 @@ def _kube_proxy(plan: ClusterPlan, paths: ClusterPaths) -> Component:
         command=(*ON_NODE_NETWORK, plan.binary("kube-proxy"), f"--config={paths.config}/kube-proxy.json"),
         needs=("kube-apiserver",),
         ready=HttpProbe(f"http://{plan.node_address}:10256/healthz"),
+    )
+
+
+def _network_policies(plan: ClusterPlan, paths: ClusterPaths) -> Component:
+    """Enforce NetworkPolicies; it looks the node's address up, and so starts after the kubelet has registered it."""
+    health = f"{plan.node_address}:10244"
+    return Component(
+        name="network-policies",
+        command=(
+            *ON_NODE_NETWORK,
+            plan.binary("network-policies"),
+            f"--kubeconfig={paths.component_kubeconfig('network-policies')}",
+            f"--node={plan.name}",
+            f"--service-cidr={plan.service_cidr}",
+            f"--healthz={health}",
+        ),
+        needs=("addons", "kubelet", "kube-proxy"),
+        ready=HttpProbe(f"http://{health}/healthz"),
     )
 
 

@@ -64,6 +64,7 @@ def build_identities(plan: ClusterPlan) -> tuple[Identity, ...]:
         Identity("kube-proxy", "system:kube-proxy"),
         Identity("coredns", "dedicate:coredns"),
         Identity("traefik", "dedicate:traefik"),
+        Identity("network-policies", "dedicate:network-policies"),
         Identity("gpus", "dedicate:gpus"),
     )
 

@@ -109,7 +109,8 @@ def choose_ports(profile: Profile, ingress_port: int | None) -> Ports:
     return Ports(
         api=prefer(6443),
         registry=prefer(5000),
-        dns=prefer(1053),
+        # The port that NetworkPolicies let through, which see it as it is behind the Service.
+        dns=prefer(53),
         ingress=ingress_port or next(free),
         ingress_link=prefer(80),
         etcd=next(free),

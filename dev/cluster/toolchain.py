@@ -69,6 +69,7 @@ KUBERNETES = GoModule(
 )
 ETCD = GoModule("etcd", {"etcd": "go.etcd.io/etcd/server/v3"})
 COREDNS = GoModule("coredns", {"coredns": "."})
+NETWORK_POLICIES = GoModule("network-policies", {"network-policies": "."})
 HELM = GoModule("helm", {"helm": "helm.sh/helm/v3/cmd/helm"})
 PAUSE = GoModule("pause", {"pause": "."})
 # Tests name their targets; without the ways to discover others it builds in a part of the time.
@@ -83,7 +84,7 @@ LUA = GoModule("lua", {"glua": "github.com/yuin/gopher-lua/cmd/glua"})
 
 _MODULES = {
     Profile.API: (ETCD, KUBERNETES),
-    Profile.NODE: (ETCD, PAUSE, COREDNS, HELM, KUBERNETES),
+    Profile.NODE: (ETCD, PAUSE, COREDNS, HELM, KUBERNETES, NETWORK_POLICIES),
 }
 _FROM_PYTHON_INDEX = {Profile.API: ("kubectl",), Profile.NODE: ("kubectl", "traefik")}
 

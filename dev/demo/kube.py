@@ -70,7 +70,9 @@ class Kube:
         namespace: str,
         values: Mapping[str, Any],
         value_files: Iterable[Path] = (),
+        *,
         say: Callable[[str], None] = lambda _line: None,
+        chart: Path = CHART,
     ) -> None:
         """Install the chart, or upgrade to it, and return once the operator runs in the new form.
 
@@ -81,7 +83,7 @@ class Kube:
         """
         files = [f"--values={file}" for file in value_files]
         options = [f"--namespace={namespace}", *files, "--values=-", "--history-max=3"]
-        self.helm("upgrade", "--install", release, str(CHART), *options, stdin=json.dumps(values))
+        self.helm("upgrade", "--install", release, str(chart), *options, stdin=json.dumps(values))
         selector = f"app.kubernetes.io/instance={release},app.kubernetes.io/component=operator"
         obstacle = ["its Deployment is not there"]
 

@@ -16,8 +16,10 @@ MODELS_CLAIM = "models"
 Manifest = dict[str, Any]
 
 
-def build_local_values(images: dict[str, ImageReference], *, host: str, class_name: str, port: int) -> dict[str, Any]:
-    """Return chart values for the local cluster: our images by digest, and how clients reach its ingress."""
+def build_local_values(
+    images: dict[str, ImageReference], *, host: str, class_name: str, port: int, api_port: int
+) -> dict[str, Any]:
+    """Return chart values for the local cluster: our images by digest, how clients reach its ingress, its API port."""
 
     def image(name: str) -> dict[str, str]:
         reference = images[name]
@@ -27,6 +29,8 @@ def build_local_values(images: dict[str, ImageReference], *, host: str, class_na
         "operator": {"image": image("operator")},
         "runtime": {"image": image("runtime")},
         "route": {"host": host, "className": class_name, "externalPort": port},
+        # The customary port may have been taken, and the cluster enforces NetworkPolicies.
+        "networkPolicy": {"apiServer": {"ports": [443, api_port]}},
     }
 
 

@@ -66,7 +66,10 @@ def run_local(progress: Progress, *, ingress_port: int) -> None:
         models = ensure_models_folder()
     kube = Kube(kubeconfig=cluster.kubeconfig)
     port = urlsplit(cluster.ingress_url).port
-    values = objects.build_local_values(images, host="localhost", class_name=INGRESS_CLASS, port=port or 80)
+    api_port = cluster.plan.ports.api
+    values = objects.build_local_values(
+        images, host="localhost", class_name=INGRESS_CLASS, port=port or 80, api_port=api_port
+    )
     _deploy(kube, progress, values, ())
     kube.apply(*objects.build_model_volume(models, objects.ENDPOINT_NAMESPACE))
     client = _serve(kube, progress, f"pvc://{objects.MODELS_CLAIM}/{MODEL_FOLDER}")
@@ -145,7 +148,7 @@ def _check_local(cluster: Cluster, ingress_port: int) -> None:
 def _deploy(kube: Kube, progress: Progress, values: dict[str, object], value_files: tuple[Path, ...]) -> None:
     with progress.step("Chart: helm upgrade --install") as say:
         kube.apply(build_namespace(objects.OPERATOR_NAMESPACE), build_namespace(objects.ENDPOINT_NAMESPACE))
-        kube.install_chart(objects.RELEASE, objects.OPERATOR_NAMESPACE, values, value_files, say)
+        kube.install_chart(objects.RELEASE, objects.OPERATOR_NAMESPACE, values, value_files, say=say)
 
 
 def _serve(kube: Kube, progress: Progress, model_uri: str) -> Client:

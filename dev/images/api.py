@@ -15,10 +15,11 @@ import urllib.request
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock
 
-from dev.images import base
+from dev.images import base, sbom
 from dev.images.command import run_logged
 from dev.images.errors import ImageError
 from dev.images.recipe import RECIPES, ImageReference, Recipe
@@ -54,6 +55,21 @@ def push_images(names: Iterable[str], registry: str, say: Say) -> dict[str, Imag
         ImageError: the machine lacks something, a build failed, or the registry does not answer.
     """
     return {name: _ensure_pushed(RECIPES[name], registry, say) for name in names}
+
+
+def describe_image(name: str, say: Say) -> dict[str, Any]:
+    """Return the CycloneDX document of an image, read from its own files; one that is not there is built.
+
+    Raises:
+        ImageError: the machine lacks something, a build failed, or the image does not tell.
+    """
+    _check_machine()
+    store, recipe = Store.default(), RECIPES[name]
+    with _locked():
+        tag = _ensure_built(store, recipe, say)
+        packages = sbom.parse_answer(store.run(tag, "python", "-c", sbom.PROGRAM))
+        digest = store.digest(tag)
+    return sbom.build_sbom(recipe.repository, str(digest), _version(), packages)
 
 
 def are_images_built(names: Iterable[str]) -> bool:

@@ -83,6 +83,18 @@ class Store:
         )
         return digest_file.read_text().strip()
 
+    def run(self, tag: str, *command: str) -> str:
+        """Run a command in a container of an image, which goes afterwards, and return what it printed.
+
+        Raises:
+            ImageError: the command failed.
+        """
+        container = self._query("from", "--pull=never", tag).strip()
+        try:
+            return self._query("run", "--isolation=chroot", container, "--", *command)
+        finally:
+            self._query("rm", container)
+
     def remove_others(self, keep: str) -> None:
         """Remove the images of the same repository with another tag, and every layer that no image needs."""
         repository = keep.rpartition(":")[0]

@@ -12,6 +12,7 @@ from dedicate_operator.drift import find_drift
 from dedicate_operator.ingress import build_ingress
 from dedicate_operator.kinds import CHILDREN, CLAIM, Json, Kind, kind_of
 from dedicate_operator.manifests import build_cache_claim, build_deployment, build_service
+from dedicate_operator.networkpolicy import build_network_policy, is_restricted
 from dedicate_operator.observed import Observed, is_owned, is_terminating
 from dedicate_operator.rendering import Rendering
 from dedicate_operator.settings import EndpointDefaults
@@ -59,6 +60,8 @@ def build_desired(
     manifests: list[Json] = []
     if isinstance(endpoint.spec.cache, OwnedClaimCache):
         manifests.append(build_cache_claim(endpoint, endpoint.spec.cache))
+    if is_restricted(endpoint, defaults):
+        manifests.append(build_network_policy(endpoint, defaults))
     deployment = build_deployment(endpoint, defaults, can_surge=can_surge, rendering=rendering, replicas=replicas)
     manifests += [build_service(endpoint), deployment, build_disruption_budget(endpoint)]
     if autoscaler is not None:

@@ -23,7 +23,9 @@ _LIST_KEYS: dict[str, tuple[str, ...]] = {
     "volumes": ("name",),
 }
 # Maps that the API takes as one value, where a key that somebody added changes the meaning of ours.
-_ATOMIC_MAPS = frozenset({"nodeSelector", "selector"})
+_ATOMIC_MAPS = frozenset({"matchLabels", "nodeSelector", "podSelector", "selector"})
+# Rules of a NetworkPolicy: one that somebody narrows by a field that ours has not, or widens, is another rule.
+_ATOMIC_RULES = frozenset({"ingress", "egress"})
 _QUANTITY_FIELDS = frozenset({"limits", "requests"})
 _QUANTITY = re.compile(r"([0-9]+(?:\.[0-9]+)?)(m|k|Ki|M|Mi|G|Gi|T|Ti|P|Pi|E|Ei)?")
 _SUFFIXES = {
@@ -53,6 +55,8 @@ def _find(desired: Any, observed: Any, path: tuple[str, ...]) -> tuple[str, ...]
             return path
         found = (_find(value, observed.get(name), (*path, name)) for name, value in desired.items())
         return next((item for item in found if item is not None), None)
+    if path[-1] in _ATOMIC_RULES:
+        return None if _without_empty_lists(desired) == _without_empty_lists(observed) else path
     if isinstance(desired, Sequence) and not isinstance(desired, str):
         return _find_in_list(desired, observed, path)
     return None if desired == observed or _are_equal_quantities(desired, observed, path) else path
@@ -71,6 +75,15 @@ def _find_in_list(desired: Sequence[Any], observed: Any, path: tuple[str, ...]) 
         pairs = [(item, present.get(tuple(item.get(key) for key in keys))) for item in desired]
     found = (_find(item, other, (*path, str(index))) for index, (item, other) in enumerate(pairs))
     return next((item for item in found if item is not None), None)
+
+
+def _without_empty_lists(value: Any) -> Any:
+    """Leave out what the API server drops; an empty object is kept, as it selects everything."""
+    if isinstance(value, Mapping):
+        return {name: _without_empty_lists(item) for name, item in value.items() if item not in (None, [])}
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return [_without_empty_lists(item) for item in value]
+    return value
 
 
 def _are_equal_quantities(desired: Any, observed: Any, path: tuple[str, ...]) -> bool:

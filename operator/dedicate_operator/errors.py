@@ -38,6 +38,8 @@ class ClusterError(OperatorError):
         """Whether the same request can succeed later, without a change of what is asked."""
         if self.reason == "NamespaceTerminating" or self.is_right_missing:
             return True
+        if self.is_field_unknown:
+            return False
         return self.code is None or self.code in {401, 409, 410, 429} or self.code >= 500
 
     @property
@@ -47,6 +49,14 @@ class ClusterError(OperatorError):
         An admission policy or a quota answers 403 as well, but about the object and not about the user.
         """
         return self.code == 403 and 'is forbidden: User "' in str(self)
+
+    @property
+    def is_field_unknown(self) -> bool:
+        """Whether the object has a field that its kind has not; the API server calls that a fault of its own.
+
+        Source: https://github.com/kubernetes/kubernetes/issues/122480
+        """
+        return self.code in {400, 500} and "failed to create typed patch object" in str(self)
 
     @property
     def is_not_found(self) -> bool:

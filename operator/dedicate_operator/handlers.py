@@ -10,6 +10,8 @@ from __future__ import annotations
 import os
 import socket
 import uuid
+from collections.abc import Mapping
+from dataclasses import replace
 from importlib.metadata import version
 from typing import Any
 
@@ -28,6 +30,26 @@ from dedicate_operator.settings import Settings
 # kopf ends the operator when a request fails more often than this in a row; an outage of the API server for a day is
 # waited out instead.
 _PATIENCE = (0.5, 1, 2, *(3,) * 28_800)
+
+
+@kopf.on.login()
+def log_in(**kwargs: Any) -> kopf.ConnectionInfo | None:
+    """Reach the API server as the rest of the operator does: in a pod by its address, so that no name has to resolve.
+
+    Called again when the credentials are refused, as those of a pod are once they have been renewed.
+    """
+    found = kopf.login_with_service_account(**kwargs)
+    if found is None:
+        return kopf.login_with_kubeconfig(**kwargs)
+    return replace(found, server=find_server(os.environ) or found.server)
+
+
+def find_server(environment: Mapping[str, str]) -> str | None:
+    """Return the address of the API server that the kubelet gives to every pod, None where there is none."""
+    host, port = environment.get("KUBERNETES_SERVICE_HOST"), environment.get("KUBERNETES_SERVICE_PORT")
+    if not host or not port:
+        return None
+    return f"https://[{host}]:{port}" if ":" in host else f"https://{host}:{port}"
 
 
 @kopf.on.startup()

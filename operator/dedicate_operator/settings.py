@@ -2,20 +2,41 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, cast, get_args
+from typing import Any, Literal, cast, get_args
 
 from dedicate_operator.errors import SettingsError
 
 LogFormat = Literal["json", "plain"]
 LogLevel = Literal["debug", "info", "warning", "error"]
+NetworkPolicyDefault = Literal["Restricted", "None"]
 
 _DNS_LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 _DNS_NAME = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?")
 _URL = re.compile(r"https?://[A-Za-z0-9.-]+(:[0-9]{1,5})?(/[A-Za-z0-9._~/-]*)?")
 _IMAGE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/@-]{0,511}")
+_PEER_FIELDS = frozenset({"namespaceSelector", "podSelector", "ipBlock"})
+_EGRESS_FIELDS = frozenset({"ports", "to"})
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkPolicyDefaults:
+    """What stands in every endpoint's NetworkPolicy, in the words of the Kubernetes API.
+
+    Attributes:
+        mode: whether an endpoint that does not say so has one.
+        allow_from: peers that reach the API port besides those that the endpoint names; anyone where neither names any.
+        management_from: peers that reach the management port: who scrapes metrics, and the operator.
+        extra_egress: rules that are added to what the pods may reach.
+    """
+
+    mode: NetworkPolicyDefault = "Restricted"
+    allow_from: tuple[dict[str, Any], ...] = ()
+    management_from: tuple[dict[str, Any], ...] = ()
+    extra_egress: tuple[dict[str, Any], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +49,7 @@ class EndpointDefaults:
     route_class_name: str | None = None
     route_external_port: int | None = None
     prometheus_url: str | None = None
+    network_policy: NetworkPolicyDefaults = NetworkPolicyDefaults()
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +81,7 @@ class Settings:
                 route_class_name=reader.optional("DEDICATE_ROUTE_CLASS_NAME", _DNS_NAME, "a DNS name"),
                 route_external_port=reader.port("DEDICATE_ROUTE_EXTERNAL_PORT"),
                 prometheus_url=reader.optional("DEDICATE_PROMETHEUS_URL", _URL, "a URL"),
+                network_policy=_read_network_policy(reader),
             ),
             watch_namespaces=reader.names("DEDICATE_WATCH_NAMESPACES", _DNS_LABEL),
             lease_name=reader.optional("DEDICATE_LEASE_NAME", _DNS_NAME, "a DNS name") or "dedicate-operator",
@@ -68,6 +91,17 @@ class Settings:
             liveness_port=reader.port("DEDICATE_LIVENESS_PORT") or 8080,
             metrics_port=reader.port("DEDICATE_METRICS_PORT"),
         )
+
+
+def _read_network_policy(reader: _Reader) -> NetworkPolicyDefaults:
+    prefix = "DEDICATE_NETWORK_POLICY"
+    mode = reader.choice(f"{prefix}_MODE", get_args(NetworkPolicyDefault), "Restricted")
+    return NetworkPolicyDefaults(
+        mode=cast("NetworkPolicyDefault", mode),
+        allow_from=reader.objects(f"{prefix}_ALLOW_FROM", _PEER_FIELDS),
+        management_from=reader.objects(f"{prefix}_MANAGEMENT_FROM", _PEER_FIELDS),
+        extra_egress=reader.objects(f"{prefix}_EXTRA_EGRESS", _EGRESS_FIELDS),
+    )
 
 
 class _Reader:
@@ -112,3 +146,14 @@ class _Reader:
         if not (text.isascii() and text.isdigit() and 1 <= int(text) <= 65535):
             raise SettingsError(f"{name} must be a port from 1 to 65535, not {text!r}")
         return int(text)
+
+    def objects(self, name: str, fields: frozenset[str]) -> tuple[dict[str, Any], ...]:
+        """Return the objects of a JSON list; what is in their fields only the API server knows."""
+        try:
+            items = json.loads(self._text(name) or "[]")
+        except ValueError as error:
+            raise SettingsError(f"{name} must be JSON: {error}") from error
+        is_list = isinstance(items, list) and all(isinstance(item, dict) for item in items)
+        if not is_list or not all(item and item.keys() <= fields for item in items):
+            raise SettingsError(f"{name} must be a list of objects with {', '.join(sorted(fields))}, not {items!r}")
+        return tuple(items)

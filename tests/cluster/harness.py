@@ -137,6 +137,9 @@ class Namespace:
     def ingress(self, name: str) -> Json | None:
         return self.api.get(self.path(INGRESSES, "ingresses", name))
 
+    def policy(self, name: str) -> Json | None:
+        return self.api.get(self.path(INGRESSES, "networkpolicies", name))
+
     def secret(self, name: str) -> Json | None:
         return self.api.get(self.path(CORE, "secrets", name))
 

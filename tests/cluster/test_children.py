@@ -8,6 +8,7 @@ import pytest
 
 from tests.cluster.harness import COLLECTION_S, CORE, ENDPOINTS, RUNTIME_IMAGE, SMALLEST, eventually
 
+NETWORKING = "/apis/networking.k8s.io/v1"
 CLAIM_CACHE = {"persistentVolumeClaim": {"size": "1024Mi"}}
 
 
@@ -34,15 +35,22 @@ def test_smallest_endpoint_gets_its_children(namespace):
     assert "annotations" not in namespace.endpoint("seallm")["metadata"]
 
 
+@pytest.mark.promise(12)
 def test_pods_pass_restricted_pod_security(namespace):
     namespace.apply("seallm", {"model": {"uri": "pvc://models/smollm"}, "accelerator": {"count": 0}})
     pod = eventually(lambda: namespace.pods("seallm"))[0]
     assert pod["spec"]["automountServiceAccountToken"] is False
 
 
+@pytest.mark.promise(2)
 @pytest.mark.parametrize(
     ("plural", "group"),
-    [("deployments", "/apis/apps/v1"), ("services", CORE), ("ingresses", "/apis/networking.k8s.io/v1")],
+    [
+        ("deployments", "/apis/apps/v1"),
+        ("services", CORE),
+        ("ingresses", NETWORKING),
+        ("networkpolicies", NETWORKING),
+    ],
 )
 def test_deleted_child_comes_back(namespace, plural, group):
     namespace.apply("seallm")
@@ -58,6 +66,7 @@ def test_deleted_child_comes_back(namespace, plural, group):
     eventually(is_back, timeout_s=2)
 
 
+@pytest.mark.promise(2)
 @pytest.mark.parametrize(
     ("plural", "group", "patch"),
     [
@@ -65,7 +74,10 @@ def test_deleted_child_comes_back(namespace, plural, group):
         ("deployments", "/apis/apps/v1", {"spec": {"template": {"spec": {"terminationGracePeriodSeconds": 31}}}}),
         ("services", CORE, {"spec": {"selector": {"another": "pod"}}}),
         ("services", CORE, {"spec": {"ports": [{"name": "http", "port": 81, "targetPort": 1}]}}),
-        ("ingresses", "/apis/networking.k8s.io/v1", {"spec": {"rules": [{"host": "elsewhere.example"}]}}),
+        ("ingresses", NETWORKING, {"spec": {"rules": [{"host": "elsewhere.example"}]}}),
+        ("networkpolicies", NETWORKING, {"spec": {"ingress": [{}]}}),
+        ("networkpolicies", NETWORKING, {"spec": {"podSelector": {"matchLabels": {"nobody": "here"}}}}),
+        ("networkpolicies", NETWORKING, {"spec": {"policyTypes": ["Ingress"]}}),
         ("services", CORE, {"metadata": {"labels": {"app.kubernetes.io/managed-by": None}}}),
         ("deployments", "/apis/apps/v1", {"metadata": {"ownerReferences": None}}),
     ],
@@ -87,7 +99,7 @@ def test_edited_child_is_put_right(namespace, plural, group, patch):
     eventually(is_right, timeout_s=2)
 
 
-def test_fields_of_others_are_left_alone(namespace):
+def test_promise_03_fields_of_others_are_left_alone(namespace):
     namespace.apply("seallm")
     namespace.await_children("seallm")
     path = namespace.path("/apis/apps/v1", "deployments", "seallm")
@@ -113,6 +125,35 @@ def test_route_of_type_none_has_no_ingress(namespace):
     assert namespace.endpoint("seallm")["status"]["url"] == f"http://seallm.{namespace.name}.svc/seallm/v1"
 
 
+def test_the_network_policy_goes_and_comes_with_its_mode(namespace):
+    namespace.apply("seallm")
+    namespace.await_children("seallm")
+    assert namespace.policy("seallm")["spec"]["policyTypes"] == ["Ingress", "Egress"]
+    namespace.merge("seallm", {"networkPolicy": {"mode": "None"}})
+    eventually(lambda: namespace.policy("seallm") is None)
+    peer = {"ipBlock": {"cidr": "10.0.0.0/8", "except": []}}
+    namespace.merge("seallm", {"networkPolicy": {"mode": "Restricted", "allowFrom": [peer]}})
+    eventually(lambda: namespace.policy("seallm"))
+    assert namespace.policy("seallm")["spec"]["ingress"][0]["from"] == [{"ipBlock": {"cidr": "10.0.0.0/8"}}]
+
+
+@pytest.mark.parametrize(
+    ("spec", "named"),
+    [
+        ({"networkPolicy": {"allowFrom": [{"namespace": "team"}]}}, ".spec.ingress[0].from[0].namespace"),
+        ({"networkPolicy": {"allowFrom": [{"ipBlock": {"cidr": "10.0.0.1"}}]}}, "cidr"),
+        ({"scheduling": {"affinity": {"nodeAfinity": {}}}}, "nodeAfinity"),
+    ],
+)
+def test_what_the_api_server_refuses_of_a_child_is_told(namespace, spec, named):
+    """A field that it does not know it answers with 500, as if asking again would help."""
+    namespace.apply("seallm", {**SMALLEST, **spec})
+    namespace.await_condition("seallm", "Accepted", "False", "ChildRefused")
+    assert named in namespace.message("seallm", "Accepted")
+    namespace.apply("seallm", SMALLEST)
+    namespace.await_condition("seallm", "Accepted", "True", "Valid")
+
+
 def test_suspended_endpoint_keeps_all_but_pods(namespace):
     namespace.apply("seallm", {**SMALLEST, "cache": CLAIM_CACHE})
     namespace.await_children("seallm")
@@ -125,7 +166,7 @@ def test_suspended_endpoint_keeps_all_but_pods(namespace):
     assert namespace.claim("seallm-cache")
 
 
-def test_scale_subresource_sets_replicas_and_tells_the_selector(namespace):
+def test_promise_07_the_scale_subresource_sets_replicas_and_tells_the_selector(namespace):
     namespace.apply("seallm")
     namespace.await_children("seallm")
     path = namespace.path(ENDPOINTS, "dedicatedendpoints", "seallm") + "/scale"
@@ -134,6 +175,7 @@ def test_scale_subresource_sets_replicas_and_tells_the_selector(namespace):
     eventually(lambda: namespace.deployment("seallm")["spec"]["replicas"] == 3)
 
 
+@pytest.mark.promise(4)
 def test_deletion_leaves_nothing(namespace):
     cache = {"persistentVolumeClaim": {"size": "1Gi", "retentionPolicy": "Delete"}}
     namespace.apply("seallm", {**SMALLEST, "cache": cache})

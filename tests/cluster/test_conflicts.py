@@ -12,6 +12,7 @@ def running(operator):
     return operator
 
 
+@pytest.mark.promise(3)
 def test_object_of_somebody_else_is_never_touched(namespace):
     service = {"metadata": {"name": "seallm"}, "spec": {"ports": [{"port": 5432}], "selector": {"app": "postgres"}}}
     stranger = namespace.api.create(namespace.path(CORE, "services"), service)
@@ -36,7 +37,7 @@ def test_others_are_served_while_one_is_refused(namespace):
     namespace.await_condition("taken", "Accepted", "False", "NameConflict")
 
 
-def test_oldest_endpoint_has_the_path_and_the_next_takes_over(namespace):
+def test_promise_08_the_oldest_endpoint_has_the_path_and_the_next_takes_over(namespace):
     first = {**SMALLEST, "dedicate": "chat", "route": {"host": f"{namespace.name}.example"}}
     namespace.apply("first", first)
     namespace.await_children("first")
@@ -55,6 +56,7 @@ def test_oldest_endpoint_has_the_path_and_the_next_takes_over(namespace):
     assert namespace.endpoint("second")["status"]["url"] == f"http://{namespace.name}.example:8080/chat/v1"
 
 
+@pytest.mark.promise(8)
 def test_changed_host_settles_a_conflict(namespace):
     spec = {**SMALLEST, "dedicate": "chat", "route": {"host": f"{namespace.name}.example"}}
     namespace.apply("first", spec)

@@ -87,6 +87,7 @@ def written_since(audit, account, since):
     return [str(write) for write in writes if write.resource != "leases" and not write.is_void]
 
 
+@pytest.mark.promise(11)
 def test_one_leads_and_the_other_writes_nothing(pair, namespace, admin, audit):
     leader, standby = pair
     before = newest(audit, "operator-b")
@@ -98,7 +99,7 @@ def test_one_leads_and_the_other_writes_nothing(pair, namespace, admin, audit):
     assert newest(audit, "operator-a")
 
 
-def test_killed_leader_is_replaced(pair, namespace):
+def test_promise_11_a_killed_leader_is_replaced(pair, namespace):
     leader, standby = pair
     namespace.apply("before")
     namespace.await_children("before")
@@ -109,7 +110,7 @@ def test_killed_leader_is_replaced(pair, namespace):
     standby.await_role("leading")
 
 
-def test_leader_that_ends_hands_over(pair, namespace, admin):
+def test_promise_11_a_leader_that_ends_hands_over(pair, namespace, admin):
     leader, standby = pair
     namespace.apply("before")
     namespace.await_children("before")
@@ -123,6 +124,7 @@ def test_leader_that_ends_hands_over(pair, namespace, admin):
     assert [line["message"] for line in leader.records() if line["message"] == "released the Lease"]
 
 
+@pytest.mark.promise(11)
 def test_rollout_hands_over_under_work(operators, namespace):
     """New before old, as the chart's rollout does it, while endpoints arrive."""
     old, new = operators
@@ -138,6 +140,7 @@ def test_rollout_hands_over_under_work(operators, namespace):
         namespace.await_children(name)
 
 
+@pytest.mark.promise(11)
 def test_suspended_leader_writes_nothing_when_it_wakes(pair, namespace, audit):
     """It is stopped between two pieces of work; one that was just being sent may arrive late (ADR 6)."""
     leader, standby = pair

@@ -73,7 +73,7 @@ def settled(namespace, operator):
 
 
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
-def test_restart_over_settled_endpoints_writes_nothing(settled, operator, how):
+def test_promise_02_a_restart_over_settled_endpoints_writes_nothing(settled, operator, how):
     operator.stop(how)
     before, applies = versions(settled), count_applies(settled.api)
     operator.start()
@@ -89,6 +89,7 @@ def test_restart_over_settled_endpoints_writes_nothing(settled, operator, how):
     assert more["dedicatedendpoints/status"] <= 3
 
 
+@pytest.mark.promise(10)
 def test_what_happened_while_it_was_away_is_made_good(settled, operator):
     operator.stop(signal.SIGKILL)
     settled.api.delete(settled.path(DEPLOYMENTS, "deployments", "e1"))
@@ -102,13 +103,13 @@ def test_what_happened_while_it_was_away_is_made_good(settled, operator):
     eventually(lambda: settled.deployment("e2") is None, COLLECTION_S)
 
 
-def test_deletion_needs_no_operator(settled, operator):
+def test_promise_04_deletion_needs_no_operator(settled, operator):
     operator.stop()
     settled.delete("e0")
     eventually(lambda: settled.deployment("e0") is None and settled.secret("e0-api-keys") is None, COLLECTION_S)
 
 
-def test_outage_of_the_api_server_is_survived(settled, operator, api_cluster):
+def test_promise_10_an_outage_of_the_api_server_is_survived(settled, operator, api_cluster):
     api_cluster.kill("kube-apiserver")
     eventually(lambda: is_up(settled.api), timeout_s=60)
     # The Lease may have run out meanwhile.

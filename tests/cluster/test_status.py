@@ -50,7 +50,7 @@ def crashed(**terminated):
     return container(state={"waiting": {"reason": "CrashLoopBackOff"}}, lastState={"terminated": terminated})
 
 
-def test_ready_means_a_ready_pod_behind_an_admitted_route(namespace, pod):
+def test_promise_01_ready_means_a_ready_pod_behind_an_admitted_route(namespace, pod):
     namespace.await_condition("seallm", "Ready", "False", "Starting")
     namespace.set_pod_status(pod, READY)
     namespace.await_condition("seallm", "WorkloadAvailable", "True", "MinimumReplicas")
@@ -65,6 +65,7 @@ def test_ready_means_a_ready_pod_behind_an_admitted_route(namespace, pod):
     namespace.await_condition("seallm", "Ready", "False", "Starting")
 
 
+@pytest.mark.promise(1)
 @pytest.mark.parametrize(
     ("status", "reason", "sentence"),
     [
@@ -85,6 +86,7 @@ def test_cause_of_a_broken_pod_stands_on_the_endpoint(namespace, pod, status, re
     assert sentence in namespace.message("seallm", "Ready")
 
 
+@pytest.mark.promise(1)
 def test_no_room_on_any_node(namespace, pod):
     message = "0/1 nodes are available: 1 Insufficient nvidia.com/gpu."
     unschedulable = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": message}
@@ -103,6 +105,7 @@ def test_missing_token_secret_is_named(namespace):
     assert '"hub"' in namespace.message("seallm", "Accepted")
 
 
+@pytest.mark.promise(1)
 def test_missing_keys_secret_is_seen_in_events(namespace):
     namespace.apply("seallm", {**SMALLEST, "auth": {"apiKeysSecretRef": {"name": "team-keys"}}})
     pod = eventually(lambda: namespace.pods("seallm"))[0]
@@ -173,6 +176,7 @@ def test_broken_change_leaves_the_old_pods_serving_and_says_so(namespace, pod):
     namespace.await_condition("seallm", "Progressing", "True", "RollingOut")
 
 
+@pytest.mark.promise(6)
 def test_rollout_goes_on_where_every_gpu_is_taken(namespace, pod):
     namespace.set_pod_status(pod, READY)
     namespace.await_condition("seallm", "WorkloadAvailable", "True", "MinimumReplicas")
@@ -188,6 +192,7 @@ def test_rollout_goes_on_where_every_gpu_is_taken(namespace, pod):
     eventually(lambda: namespace.deployment("seallm")["spec"]["strategy"]["rollingUpdate"]["maxSurge"] == 1)
 
 
+@pytest.mark.promise(1)
 def test_changes_of_conditions_are_events(namespace, pod):
     namespace.set_pod_status(pod, crashed(exitCode=15, message="Weights do not fit."))
 

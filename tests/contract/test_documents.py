@@ -20,6 +20,8 @@ DOCUMENTS = [
     "docs/runbook.md",
     "docs/observability.md",
     "docs/gitops.md",
+    "docs/images.md",
+    "docs/promises.md",
 ]
 
 

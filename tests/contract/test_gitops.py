@@ -6,6 +6,7 @@ import subprocess
 import pytest
 import yaml
 
+from dedicate_operator import reporting
 from dev.chart import CHART, ChartError, render
 from dev.cluster.toolchain import obtain_lua
 from dev.paths import REPOSITORY
@@ -112,3 +113,9 @@ def test_the_check_names_reasons_that_exist(document):
     named = set(re.findall(r"(\w+) = true", HEALTH.read_text()))
     assert named
     assert named <= set(re.findall(r"`([A-Za-z]+)`", document("docs/runbook.md").text))
+
+
+def test_the_check_knows_what_comes_and_goes_by_itself():
+    """What the operator calls usual is never Degraded; some reasons are of conditions that hold nothing back."""
+    named = set(re.findall(r"(\w+) = true", HEALTH.read_text()))
+    assert reporting._USUAL_REASONS - {"UpToDate", "UpgradeAvailable", "Pending", "Scaling"} <= named

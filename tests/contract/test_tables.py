@@ -13,6 +13,7 @@ from dedicate_operator.errors import SettingsError
 from dedicate_operator.ingress import build_ingress
 from dedicate_operator.kinds import AUTOSCALER, SCALED_OBJECT
 from dedicate_operator.manifests import build_deployment, build_keys_secret, build_service
+from dedicate_operator.networkpolicy import build_network_policy
 from dedicate_operator.observed import Observed
 from dedicate_operator.settings import Settings as OperatorSettings
 from dedicate_runtime.errors import ExitCode
@@ -94,11 +95,13 @@ class TestOperatorEnvironment:
         assert [item["name"] for item in operator_container["env"]] == list(rows)
 
     def test_the_operator_reads_what_the_chart_writes(self, operator_container):
-        settings = OperatorSettings.from_environment(
-            {item["name"]: item.get("value", "") for item in operator_container["env"]}
-        )
-        # The chart names the Lease after the release; everything else is the operator's own default.
+        # The chart names the Lease after the release and knows who the operator's pods are and where metrics are
+        # scraped from; everything else is the operator's own default.
+        environment = {item["name"]: item.get("value", "") for item in operator_container["env"]}
+        settings = OperatorSettings.from_environment(environment)
+        management = "DEDICATE_NETWORK_POLICY_MANAGEMENT_FROM"
         own = {
+            management: environment[management],
             "DEDICATE_RUNTIME_IMAGE": settings.defaults.image,
             "DEDICATE_LEASE_NAME": "dedicate",
             "DEDICATE_LEASE_NAMESPACE": "dedicate-system",
@@ -123,6 +126,14 @@ class TestOperatorEnvironment:
             "autoscaling": {"prometheusUrl": "http://prometheus.monitoring:9090"},
             "logging": {"format": "plain", "level": "debug"},
             "ports": {"liveness": 8181, "metrics": 8282},
+            "networkPolicy": {
+                "endpoints": {
+                    "mode": "None",
+                    "allowFrom": [{"podSelector": {}}],
+                    "metricsFrom": [{"namespaceSelector": {}}],
+                    "extraEgress": [{"ports": [{"port": 3128}]}],
+                }
+            },
         }
         (deployment,) = (item for item in render(values) if item["kind"] == "Deployment")
         (container,) = deployment["spec"]["template"]["spec"]["containers"]
@@ -134,6 +145,12 @@ class TestOperatorEnvironment:
         assert settings.defaults.route_class_name == "traefik"
         assert settings.defaults.route_external_port == 8443
         assert settings.defaults.prometheus_url == "http://prometheus.monitoring:9090"
+        assert settings.defaults.network_policy.mode == "None"
+        assert settings.defaults.network_policy.allow_from == ({"podSelector": {}},)
+        operator, monitoring = settings.defaults.network_policy.management_from
+        assert operator["podSelector"]["matchLabels"] == deployment["spec"]["selector"]["matchLabels"]
+        assert monitoring == {"namespaceSelector": {}}
+        assert settings.defaults.network_policy.extra_egress == ({"ports": [{"port": 3128}]},)
         assert (settings.log_format, settings.log_level) == ("plain", "debug")
         assert settings.liveness_port == 8181 == container["ports"][0]["containerPort"]
         assert settings.metrics_port == 8282 == container["ports"][1]["containerPort"]
@@ -142,6 +159,7 @@ class TestOperatorEnvironment:
         settings = OperatorSettings.from_environment({"DEDICATE_RUNTIME_IMAGE": "runtime:1"})
         assert rows["DEDICATE_RUNTIME_IMAGE"] == "required"
         assert strip(rows["DEDICATE_LEASE_NAME"]) == settings.lease_name
+        assert strip(rows["DEDICATE_NETWORK_POLICY_MODE"]) == settings.defaults.network_policy.mode
         assert strip(rows["DEDICATE_LOG_FORMAT"]) == settings.log_format
         assert strip(rows["DEDICATE_LOG_LEVEL"]) == settings.log_level
         assert rows["DEDICATE_LIVENESS_PORT"] == str(settings.liveness_port)
@@ -149,6 +167,7 @@ class TestOperatorEnvironment:
         assert empty == set(rows) - {
             "DEDICATE_RUNTIME_IMAGE",
             "DEDICATE_LEASE_NAME",
+            "DEDICATE_NETWORK_POLICY_MODE",
             "DEDICATE_LOG_FORMAT",
             "DEDICATE_LOG_LEVEL",
             "DEDICATE_LIVENESS_PORT",
@@ -174,8 +193,13 @@ class TestNamesAndLabels:
         name = endpoint.key.name
         table = contract.table("Names and labels")
         rows = {row["child"]: strip(row["name"]).replace("<CR name>", name) for row in table}
-        assert rows["Deployment, Service, Ingress"] == name
-        for child in (build_deployment(endpoint, defaults), build_service(endpoint), build_ingress(endpoint, defaults)):
+        assert rows["Deployment, Service, Ingress, NetworkPolicy"] == name
+        for child in (
+            build_deployment(endpoint, defaults),
+            build_service(endpoint),
+            build_ingress(endpoint, defaults),
+            build_network_policy(endpoint, defaults),
+        ):
             assert child["metadata"]["name"] == name
         assert rows["PodDisruptionBudget, HorizontalPodAutoscaler or ScaledObject"] == name
         scalers = [build_autoscaler(endpoint, defaults, kind, Observed()) for kind in (AUTOSCALER, SCALED_OBJECT)]
@@ -192,6 +216,7 @@ class TestNamesAndLabels:
         assert spec["selector"]["matchLabels"] == selector
         assert build_service(endpoint)["spec"]["selector"] == selector
         assert selector.items() <= spec["template"]["metadata"]["labels"].items()
+        assert build_network_policy(endpoint, defaults)["spec"]["podSelector"] == {"matchLabels": selector}
 
 
 class TestFiles:

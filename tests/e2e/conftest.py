@@ -127,7 +127,8 @@ def kube(node_cluster):
 def values(node_cluster):
     images = push_images(RECIPES, node_cluster.registry, print)
     port = urlsplit(node_cluster.ingress_url).port
-    return objects.build_local_values(images, host="localhost", class_name=INGRESS_CLASS, port=port)
+    api_port = node_cluster.plan.ports.api
+    return objects.build_local_values(images, host="localhost", class_name=INGRESS_CLASS, port=port, api_port=api_port)
 
 
 @pytest.fixture(scope="session")
@@ -145,20 +146,26 @@ def release(kube, values, ran_against):
 
 
 @pytest.fixture(scope="session")
-def endpoints(kube, release):
-    return _open_namespace(kube, NAMESPACE)
+def open_namespace(kube):
+    """Make a namespace with a claim on the models in it; return what works with endpoints there."""
+
+    def open_(name):
+        kube.apply(build_namespace(name))
+        kube.apply(*objects.build_model_volume(ensure_models_folder(), name))
+        return Endpoints(kube, name)
+
+    return open_
 
 
 @pytest.fixture(scope="session")
-def examples(kube, release):
+def endpoints(open_namespace, release):
+    return open_namespace(NAMESPACE)
+
+
+@pytest.fixture(scope="session")
+def examples(open_namespace, release):
     """A namespace of its own, because names in examples/ are what they are."""
-    return _open_namespace(kube, "examples")
-
-
-def _open_namespace(kube, name):
-    kube.apply(build_namespace(name))
-    kube.apply(*objects.build_model_volume(ensure_models_folder(), name))
-    return Endpoints(kube, name)
+    return open_namespace("examples")
 
 
 @pytest.fixture(scope="session")

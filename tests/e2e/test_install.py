@@ -57,7 +57,7 @@ def test_a_bad_endpoint_is_refused_with_the_field_named(endpoints, spec, named):
     assert endpoints.get("refused") is None
 
 
-def test_an_upgrade_of_the_operator_rolls_no_model(kube, release, values, shared):
+def test_promise_05_an_upgrade_of_the_operator_rolls_no_model(kube, release, values, shared):
     def model_pods():
         pods = kube.items("pods", "e2e", "dedicate.dev/endpoint=shared")
         return sorted(pod["metadata"]["uid"] for pod in pods)

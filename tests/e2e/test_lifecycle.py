@@ -73,7 +73,7 @@ class Asker(threading.Thread):
         self.join(timeout=180)
 
 
-def test_a_rolling_update_drops_no_request(kube, endpoints, shared):
+def test_promise_06_a_rolling_update_drops_no_request(kube, endpoints, shared):
     """The new pod is ready before the old one goes, and the old one answers what it has begun."""
 
     def pods():

@@ -41,7 +41,7 @@ def test_each_answers_on_its_own_path_to_its_own_key(shared, second):
     assert [_status(second.url, shared.key), _status(shared.url, second.key)] == [401, 401]
 
 
-def test_a_new_key_works_and_a_revoked_one_does_not_without_a_restart(kube, second):
+def test_promise_09_a_new_key_works_and_a_revoked_one_does_not_without_a_restart(kube, second):
     def pods():
         return [
             (pod["metadata"]["uid"], pod["status"]["containerStatuses"][0]["restartCount"])

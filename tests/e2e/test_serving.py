@@ -38,6 +38,7 @@ def read_events(answer):
     return [json.loads(item) for item in data]
 
 
+@pytest.mark.promise(1)
 def test_the_columns_say_that_it_serves(kube, shared):
     header, row = kube.kubectl("get", "de", "shared", "--namespace=e2e").splitlines()
     assert header.split() == ["NAME", "READY", "REASON", "URL", "REPLICAS", "MODEL", "AGE"]
@@ -55,6 +56,7 @@ def test_every_condition_says_that_all_is_well(endpoints, shared):
     }
 
 
+@pytest.mark.promise(12)
 def test_the_model_pod_is_as_restricted_as_the_namespace_demands(kube, shared):
     (pod,) = kube.items("pods", "e2e", "dedicate.dev/endpoint=shared")
     (container,) = pod["spec"]["containers"]
@@ -63,6 +65,7 @@ def test_the_model_pod_is_as_restricted_as_the_namespace_demands(kube, shared):
     assert pod["status"]["containerStatuses"][0]["restartCount"] == 0
 
 
+@pytest.mark.promise(1)
 def test_chat_answers(http, shared):
     answer = http.post("/chat/completions", json=CHAT, headers=shared.headers)
     assert answer.status_code == 200

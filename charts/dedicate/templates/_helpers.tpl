@@ -71,6 +71,16 @@ helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version | replace 
   value: {{ .Values.route.externalPort | default "" | toString | quote }}
 - name: DEDICATE_PROMETHEUS_URL
   value: {{ .Values.autoscaling.prometheusUrl | quote }}
+{{- $policy := .Values.networkPolicy.endpoints }}
+{{- $operator := include "dedicate.peer" . | fromYaml }}
+- name: DEDICATE_NETWORK_POLICY_MODE
+  value: {{ $policy.mode | quote }}
+- name: DEDICATE_NETWORK_POLICY_ALLOW_FROM
+  value: {{ $policy.allowFrom | toJson | quote }}
+- name: DEDICATE_NETWORK_POLICY_MANAGEMENT_FROM
+  value: {{ prepend $policy.metricsFrom $operator | toJson | quote }}
+- name: DEDICATE_NETWORK_POLICY_EXTRA_EGRESS
+  value: {{ $policy.extraEgress | toJson | quote }}
 - name: DEDICATE_LOG_FORMAT
   value: {{ .Values.logging.format | quote }}
 - name: DEDICATE_LOG_LEVEL
@@ -173,6 +183,16 @@ seccompProfile:
 - apiGroups: [""]
   resources: [secrets]
   verbs: [create]
+{{- end -}}
+
+{{/* The operator's pods, as a NetworkPolicy of another namespace names them. */}}
+{{- define "dedicate.peer" -}}
+namespaceSelector:
+  matchLabels:
+    kubernetes.io/metadata.name: {{ .Release.Namespace }}
+podSelector:
+  matchLabels:
+    {{- include "dedicate.selectorLabels" . | nindent 4 }}
 {{- end -}}
 
 {{/* Egress to the API server, and to DNS (NodeLocal DNSCache listens at the address given). */}}

@@ -5,6 +5,7 @@ import tarfile
 import pytest
 import yaml
 
+from dedicate_operator.names import FIELD_MANAGER, MANAGED_BY_LABEL, MANAGEMENT_PORT
 from dev.chart import CHART, render, render_text, run_helm
 from tests.unit.chart.rendered import container, deployment, iterate_pods, of_kind, pod_spec
 from tests.unit.chart.value_sets import VALUE_SETS
@@ -154,7 +155,16 @@ def test_network_policy_opens_what_is_in_use(objects):
     spec = of_kind(objects, "NetworkPolicy")["spec"]
     assert spec["policyTypes"] == ["Ingress", "Egress"]
     assert spec["ingress"] == [{"ports": [{"protocol": "TCP", "port": port}]} for port in ("liveness", "metrics")]
-    api_server, dns = spec["egress"]
+    api_server, dns, management = spec["egress"]
+    assert management == {
+        "ports": [{"protocol": "TCP", "port": MANAGEMENT_PORT}],
+        "to": [
+            {
+                "namespaceSelector": {},
+                "podSelector": {"matchLabels": {MANAGED_BY_LABEL: FIELD_MANAGER}},
+            }
+        ],
+    }
     assert [port["port"] for port in api_server["ports"]] == [443, 6443]
     assert {port["port"] for port in dns["ports"]} == {53}
 

@@ -65,6 +65,11 @@ WRONG = [
     ({"networkPolicy": {"enabled": "yes"}}, "enabled"),
     ({"networkPolicy": {"apiServer": {"ports": []}}}, "ports"),
     ({"networkPolicy": {"apiServer": {"cidrs": ["10.0.0.1"]}}}, "cidrs"),
+    ({"networkPolicy": {"endpoints": {"mode": "none"}}}, "mode"),
+    ({"networkPolicy": {"endpoints": {"allowFrom": ["traefik"]}}}, "allowFrom"),
+    ({"networkPolicy": {"endpoints": {"allowFrom": [{}]}}}, "allowFrom"),
+    ({"networkPolicy": {"endpoints": {"metricsFrom": [{"namespace": "monitoring"}]}}}, "namespace"),
+    ({"networkPolicy": {"endpoints": {"extraEgress": [{"from": []}]}}}, "from"),
     ({"crds": {"install": "true"}}, "install"),
     ({"tests": {"endpoint": {"url": "llm.example.com"}}}, "url"),
 ]
@@ -99,7 +104,8 @@ def test_each_level_is_closed_and_each_value_typed():
         "$.affinity.",
         ".valueFrom",
         ".labelSelector",
-        "$.networkPolicy.extraEgress[].",
+        "#egressRules[].",
+        "#peers[].",
         "$.networkPolicy.metricsFrom[].",
     )
     for path, schema in iterate_schemas(SCHEMA):
@@ -139,7 +145,7 @@ def test_each_value_has_a_comment():
 def test_lists_are_bounded():
     for path, schema in iterate_schemas(SCHEMA):
         if schema.get("type") == "array":
-            is_open = any(mark in path for mark in ("matchLabelKeys", "extraEgress[]."))
+            is_open = any(mark in path for mark in ("matchLabelKeys", "#egressRules[]."))
             assert is_open or "maxItems" in schema, f"{path} has no maxItems"
 
 

@@ -38,6 +38,16 @@ def test_network_policy_values_are_honoured():
     assert egress[-1] == extra
 
 
+def test_the_operator_reaches_models_in_the_watched_namespaces_only():
+    *_, management = of_kind(render({"watch": {"namespaces": ["team-a", "team-b"]}}), "NetworkPolicy")["spec"]["egress"]
+    (peer,) = management["to"]
+    assert peer["namespaceSelector"] == {
+        "matchExpressions": [
+            {"key": "kubernetes.io/metadata.name", "operator": "In", "values": ["team-a", "team-b"]},
+        ]
+    }
+
+
 @pytest.mark.parametrize("path", SWITCHES)
 def test_each_switch_flipped(path):
     """Objects come and go, and what is left refers to nothing that is gone."""

@@ -36,6 +36,12 @@ VALUE_SETS = {
             "metricsFrom": [{"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "monitoring"}}}],
             "apiServer": {"ports": [16443], "cidrs": ["10.0.0.0/8"]},
             "extraEgress": [{"ports": [{"protocol": "TCP", "port": 3128}]}],
+            "endpoints": {
+                "mode": "None",
+                "allowFrom": [{"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "traefik"}}}],
+                "metricsFrom": [{"ipBlock": {"cidr": "10.0.0.0/8"}}],
+                "extraEgress": [{"ports": [{"protocol": "TCP", "port": 8080}]}],
+            },
         },
         "tests": {"endpoint": {"url": "http://seallm.default.svc/seallm/v1", "keySecretName": "seallm-api-keys"}},
     },

@@ -14,7 +14,7 @@ from dev.cluster.locks import hold_lock, is_locked, try_lock
 from dev.cluster.plan import ClusterPlan, Ports, Profile
 from dev.cluster.slots import choose_ports, is_port_free
 from dev.cluster.status import ClusterStatus, ComponentStatus, Phase, State
-from dev.cluster.toolchain import COREDNS, ETCD, HELM, KUBERNETES, LUA, PAUSE, PROMETHEUS, find_assets
+from dev.cluster.toolchain import COREDNS, ETCD, HELM, KUBERNETES, LUA, NETWORK_POLICIES, PAUSE, PROMETHEUS, find_assets
 
 PLAN = ClusterPlan("one", Profile.NODE, 1, Ports(*range(20000, 20011)), 4, {})
 
@@ -91,7 +91,9 @@ def test_a_persons_own_programs_are_found_if_they_can_run(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize(
-    "module", [COREDNS, ETCD, HELM, KUBERNETES, LUA, PAUSE, PROMETHEUS], ids=lambda module: module.name
+    "module",
+    [COREDNS, ETCD, HELM, KUBERNETES, LUA, NETWORK_POLICIES, PAUSE, PROMETHEUS],
+    ids=lambda module: module.name,
 )
 def test_every_module_is_pinned(module) -> None:
     go_mod = (module.folder / "go.mod").read_text()

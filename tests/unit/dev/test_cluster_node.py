@@ -31,7 +31,9 @@ BINARIES = ("etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler
 def plan(tmp_path: Path) -> ClusterPlan:
     program = tmp_path / "program"
     program.write_bytes(b"\x7fELF")
-    binaries = dict.fromkeys((*BINARIES, "coredns", "traefik", "pause", "kubectl", "helm"), str(program))
+    binaries = dict.fromkeys(
+        (*BINARIES, "coredns", "network-policies", "traefik", "pause", "kubectl", "helm"), str(program)
+    )
     return ClusterPlan("one", Profile.NODE, 3, Ports(*range(20000, 20011)), 4, binaries)
 
 

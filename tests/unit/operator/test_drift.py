@@ -41,6 +41,14 @@ JSON = st.recursive(
         # A key that somebody adds to a selector changes what it selects.
         ({"selector": {"a": "1"}}, {"selector": {"a": "1", "b": "2"}}, "selector"),
         ({"nodeSelector": {"a": "1"}}, {"nodeSelector": {"a": "1", "b": "2"}}, "nodeSelector"),
+        ({"podSelector": {"matchLabels": {"a": "1"}}}, {"podSelector": {"matchLabels": {"a": "1"}}}, None),
+        ({"podSelector": {"a": {}}}, {"podSelector": {"a": {}, "b": {}}}, "podSelector"),
+        ({"matchLabels": {"a": "1"}}, {"matchLabels": {"a": "1", "b": "2"}}, "matchLabels"),
+        # A rule that has one field more is another rule.
+        ({"ingress": [{"ports": [1]}]}, {"ingress": [{"ports": [1], "from": [2]}]}, "ingress"),
+        ({"egress": []}, {}, None),
+        ({"egress": []}, {"egress": [{}]}, "egress"),
+        ({"egress": [{"to": [{"a": {}}]}]}, {"egress": [{"to": [{}]}]}, "egress"),
         # The API server writes quantities in its own way.
         ({"limits": {"memory": "1024Mi"}}, {"limits": {"memory": "1Gi"}}, None),
         ({"requests": {"cpu": "0.5"}}, {"requests": {"cpu": "500m"}}, None),

@@ -17,6 +17,7 @@ from dedicate_operator.kinds import (
     DISRUPTION_BUDGET,
     ENDPOINT,
     INGRESS,
+    NETWORK_POLICY,
     POD,
     SCALED_OBJECT,
     SERVICE,
@@ -70,6 +71,7 @@ async def test_first_pass_makes_everything_in_order(world):
     assert await world.reconcile() is None
     assert world.cluster.writes == [
         ("create", "Secret", "chat-api-keys"),
+        ("apply", "NetworkPolicy", "chat"),
         ("apply", "Service", "chat"),
         ("apply", "Deployment", "chat"),
         ("apply", "PodDisruptionBudget", "chat"),
@@ -187,7 +189,7 @@ async def test_children_of_a_former_endpoint_are_waited_for(world):
     world.add(uid="uid-second")
     assert await world.reconcile() > 0
     assert world.cluster.writes == []
-    for kind in (SERVICE, DEPLOYMENT, DISRUPTION_BUDGET, INGRESS):
+    for kind in (NETWORK_POLICY, SERVICE, DEPLOYMENT, DISRUPTION_BUDGET, INGRESS):
         world.store.remove_child(kind, world.cluster.objects.pop((kind, CHAT)))
     requeue_s = await world.reconcile()
     assert ("create", "Secret", "chat-api-keys") in world.cluster.writes
@@ -272,6 +274,10 @@ async def test_owner_of_a_path_that_loses_it_loses_its_ingress(world):
         (ClusterError("is forbidden: exceeded quota: q", code=403), "QuotaExceeded"),
         (ClusterError("admission webhook denied", code=403), "ChildRefused"),
         (ClusterError("affinity is invalid", code=422), "ChildRefused"),
+        (
+            ClusterError("failed to create typed patch object (x): .spec.a: field not declared", code=500),
+            "ChildRefused",
+        ),
     ],
 )
 async def test_child_that_is_refused_is_told_and_tried_again(world, error, reason):

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from dedicate_operator.errors import SettingsError
-from dedicate_operator.settings import EndpointDefaults, Settings
+from dedicate_operator.settings import EndpointDefaults, NetworkPolicyDefaults, Settings
 
 SMALLEST = {"DEDICATE_RUNTIME_IMAGE": "registry/runtime:1"}
 
@@ -23,6 +23,10 @@ def test_every_variable():
             "DEDICATE_ROUTE_HOST": "llm.example.com",
             "DEDICATE_ROUTE_CLASS_NAME": "traefik",
             "DEDICATE_ROUTE_EXTERNAL_PORT": "8080",
+            "DEDICATE_NETWORK_POLICY_MODE": "None",
+            "DEDICATE_NETWORK_POLICY_ALLOW_FROM": '[{"podSelector": {}}]',
+            "DEDICATE_NETWORK_POLICY_MANAGEMENT_FROM": '[{"namespaceSelector": {}, "podSelector": {}}]',
+            "DEDICATE_NETWORK_POLICY_EXTRA_EGRESS": '[{"to": [], "ports": [{"port": 3128}]}]',
             "DEDICATE_LOG_FORMAT": "plain",
             "DEDICATE_LOG_LEVEL": "debug",
             "DEDICATE_LIVENESS_PORT": "9999",
@@ -35,6 +39,12 @@ def test_every_variable():
     assert settings.defaults.route_host == "llm.example.com"
     assert settings.defaults.route_class_name == "traefik"
     assert settings.defaults.route_external_port == 8080
+    assert settings.defaults.network_policy == NetworkPolicyDefaults(
+        mode="None",
+        allow_from=({"podSelector": {}},),
+        management_from=({"namespaceSelector": {}, "podSelector": {}},),
+        extra_egress=({"to": [], "ports": [{"port": 3128}]},),
+    )
     assert (settings.log_format, settings.log_level, settings.liveness_port) == ("plain", "debug", 9999)
     assert settings.metrics_port == 9998
 
@@ -67,6 +77,13 @@ def test_empty_means_absent():
         ("DEDICATE_ROUTE_EXTERNAL_PORT", "0"),
         ("DEDICATE_ROUTE_EXTERNAL_PORT", "65536"),
         ("DEDICATE_ROUTE_EXTERNAL_PORT", "²"),
+        ("DEDICATE_NETWORK_POLICY_MODE", "Open"),
+        ("DEDICATE_NETWORK_POLICY_ALLOW_FROM", "[{]"),
+        ("DEDICATE_NETWORK_POLICY_ALLOW_FROM", "{}"),
+        ("DEDICATE_NETWORK_POLICY_ALLOW_FROM", '["team"]'),
+        ("DEDICATE_NETWORK_POLICY_ALLOW_FROM", "[{}]"),
+        ("DEDICATE_NETWORK_POLICY_MANAGEMENT_FROM", '[{"namespace": "team"}]'),
+        ("DEDICATE_NETWORK_POLICY_EXTRA_EGRESS", '[{"from": []}]'),
         ("DEDICATE_LOG_FORMAT", "xml"),
         ("DEDICATE_LOG_LEVEL", "loud"),
         ("DEDICATE_LIVENESS_PORT", "eighty"),
