@@ -19,7 +19,7 @@ from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs, unquote, urlsplit
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
@@ -35,6 +35,8 @@ _NAME = "pod-metrics"
 _ROOT = f"/apis/{GROUP}/{VERSION}"
 _QUERY = re.compile(rf"{_ROOT}/namespaces/(?P<namespace>[^/]+)/pods/\*/(?P<metric>[a-z_]+)")
 _SCRAPE_TIMEOUT_S = 5
+# The contract's, docs/contract.md.
+MANAGEMENT_PORT = 9000
 
 
 @contextmanager
@@ -103,14 +105,15 @@ def build_registration(address: str, port: int) -> list[Json]:
 def answer(path: str, list_pods: PodLister) -> tuple[int, Json]:
     """Return status and document for one request."""
     parts = urlsplit(path)
-    if parts.path == _ROOT:
+    where = unquote(parts.path)
+    if where == _ROOT:
         return 200, {
             "kind": "APIResourceList",
             "apiVersion": "v1",
             "groupVersion": f"{GROUP}/{VERSION}",
             "resources": [],
         }
-    match = _QUERY.fullmatch(parts.path)
+    match = _QUERY.fullmatch(where)
     if match is None:
         return 404, {"kind": "Status", "apiVersion": "v1", "status": "Failure", "reason": "NotFound", "code": 404}
     selector = parse_qs(parts.query).get("labelSelector", [""])[0]
@@ -137,7 +140,9 @@ def _scrape(pod: Json, metric: str) -> str | None:
     if not address:
         return None
     try:
-        with urllib.request.urlopen(f"http://{address}:9000/metrics", timeout=_SCRAPE_TIMEOUT_S) as response:
+        with urllib.request.urlopen(
+            f"http://{address}:{MANAGEMENT_PORT}/metrics", timeout=_SCRAPE_TIMEOUT_S
+        ) as response:
             text = response.read().decode()
     except OSError:
         return None

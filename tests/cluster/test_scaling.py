@@ -65,6 +65,7 @@ def writers_of_replicas(resource):
     return {entry["manager"] for entry in entries if "f:replicas" in entry["fieldsV1"].get("f:spec", {})}
 
 
+@pytest.mark.promise(7)
 def test_kubectl_scale(namespace, api_cluster):
     namespace.apply("seallm")
     namespace.await_children("seallm")
@@ -73,7 +74,7 @@ def test_kubectl_scale(namespace, api_cluster):
     eventually(lambda: replicas(namespace) == (3, 3))
 
 
-def test_promise_7_autoscalers_write_the_scale_and_the_operator_the_deployment(namespace):
+def test_promise_07_autoscalers_write_the_scale_and_the_operator_the_deployment(namespace):
     """The autoscaler comes without metrics to its least number, which it writes through the endpoint's scale."""
     namespace.apply("seallm", {**SMALLEST, "autoscaling": {**AUTOSCALING, "minReplicas": 2}})
     found = eventually(lambda: child(namespace, AUTOSCALERS, "horizontalpodautoscalers"))
@@ -91,7 +92,7 @@ def test_promise_7_autoscalers_write_the_scale_and_the_operator_the_deployment(n
     assert replicas(namespace) == (2, 2)
 
 
-def test_promise_7_never_scaled_down_while_loading(namespace):
+def test_promise_07_never_scaled_down_while_loading(namespace):
     namespace.apply("seallm", {**SMALLEST, "replicas": 2})
     first, second = eventually(lambda: (found := namespace.pods("seallm"))[1:] and found)
     namespace.set_pod_status(first, SERVING)
@@ -104,6 +105,7 @@ def test_promise_7_never_scaled_down_while_loading(namespace):
     eventually(lambda: replicas(namespace) == (1, 1))
 
 
+@pytest.mark.promise(7)
 def test_suspend_does_not_wait_for_what_loads_and_takes_the_autoscaler_along(namespace):
     namespace.apply("seallm", {**SMALLEST, "autoscaling": AUTOSCALING})
     (pod,) = eventually(lambda: namespace.pods("seallm"))
@@ -167,6 +169,7 @@ def keda(admin, operator):
     operator.stop()
 
 
+@pytest.mark.promise(7)
 def test_keda_takes_over_where_it_is_and_gives_back(namespace, keda):
     install, remove = keda
     namespace.apply("seallm", {**SMALLEST, "replicas": 2, "autoscaling": AUTOSCALING})

@@ -53,7 +53,7 @@ def pods(namespace):
     return {pod["metadata"]["uid"] for pod in namespace.pods("seallm")}
 
 
-def test_promise_5_an_operator_upgrade_rolls_no_model(settled, operator):
+def test_promise_05_an_operator_upgrade_rolls_no_model(settled, operator):
     before, running = settled.deployment("seallm"), pods(settled)
     operator.start(DEDICATE_RUNTIME_IMAGE=NEWER_IMAGE)
     settled.await_condition("seallm", "Progressing", "False", "UpgradeAvailable")
@@ -68,6 +68,7 @@ def test_promise_5_an_operator_upgrade_rolls_no_model(settled, operator):
     assert settled.deployment("seallm")["metadata"]["resourceVersion"] == before["metadata"]["resourceVersion"]
 
 
+@pytest.mark.promise(5)
 def test_drift_is_repaired_to_the_template_that_was_rendered(upgraded):
     path = upgraded.path("/apis/apps/v1", "deployments", "seallm")
     edit = {"spec": {"template": {"spec": {"containers": [{"name": "runtime", "image": "somebody/else:1"}]}}}}
@@ -76,6 +77,7 @@ def test_drift_is_repaired_to_the_template_that_was_rendered(upgraded):
     eventually(lambda: image(upgraded) == RUNTIME_IMAGE, timeout_s=2)
 
 
+@pytest.mark.promise(5)
 def test_what_concerns_no_pod_renders_nothing(upgraded):
     upgraded.merge("seallm", {"replicas": 2})
     eventually(lambda: upgraded.deployment("seallm")["spec"]["replicas"] == 2)
@@ -84,6 +86,7 @@ def test_what_concerns_no_pod_renders_nothing(upgraded):
     assert image(upgraded) == RUNTIME_IMAGE
 
 
+@pytest.mark.promise(5)
 def test_a_change_that_concerns_pods_takes_up_the_upgrade(upgraded):
     upgraded.merge("seallm", {"startup": {"timeoutSeconds": 900}})
     eventually(lambda: image(upgraded) == NEWER_IMAGE)
@@ -92,6 +95,7 @@ def test_a_change_that_concerns_pods_takes_up_the_upgrade(upgraded):
     assert upgraded.endpoint("seallm")["status"]["runtimeImage"] == NEWER_IMAGE
 
 
+@pytest.mark.promise(5)
 def test_the_policy_takes_up_the_upgrade_at_once(upgraded):
     upgraded.merge("seallm", {"runtime": {"upgradePolicy": "OnOperatorUpgrade"}})
     eventually(lambda: image(upgraded) == NEWER_IMAGE)

@@ -66,6 +66,7 @@ def await_replicas(kube, endpoints, number):
     await_value(f"{number} pods serve", ask, deadline_s=SCALE_S)
 
 
+@pytest.mark.promise(7)
 def test_load_drives_the_number_of_pods_and_back(kube, endpoints, scaled):
     endpoints.await_condition(NAME, "AutoscalerActive", {"Scaling"})
     await_replicas(kube, endpoints, 1)

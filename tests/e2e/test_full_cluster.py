@@ -38,7 +38,7 @@ def solo(endpoints, only_device):
     endpoints.delete(NAME)
 
 
-def test_promise_6_a_rollout_without_a_free_accelerator_finishes(kube, endpoints, solo):
+def test_promise_06_a_rollout_without_a_free_accelerator_finishes(kube, endpoints, solo):
     old = {pod["metadata"]["uid"] for pod in kube.items("pods", NAMESPACE, f"dedicate.dev/endpoint={NAME}")}
     runtime = solo["runtime"] | {"env": [{"name": "TURN", "value": "2"}]}
     endpoints.apply(NAME, **solo | {"runtime": runtime})

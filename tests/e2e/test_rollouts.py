@@ -177,7 +177,7 @@ def judge(load, request):
     return look
 
 
-def test_promise_6_rollouts_drop_nothing(kube, load, values, judge):
+def test_promise_06_rollouts_drop_nothing(kube, load, values, judge):
     with load:
         phases = [(phase, load.record.num_requests) for phase in roll_over(kube, values)]
     judge(phases)
@@ -185,7 +185,7 @@ def test_promise_6_rollouts_drop_nothing(kube, load, values, judge):
 
 
 @pytest.mark.long
-def test_promise_6_rollouts_drop_none_of_ten_thousand(kube, load, values, judge):
+def test_promise_06_rollouts_drop_none_of_ten_thousand(kube, load, values, judge):
     phases, number = [], 0
     with load:
         while load.record.num_requests < 10_000:

@@ -105,7 +105,7 @@ async def test_fresh_process_over_settled_objects_writes_nothing(world):
     assert fresh.cluster.writes == []
 
 
-async def test_promise_5_an_operator_with_another_image_writes_the_status_alone(world):
+async def test_promise_05_an_operator_with_another_image_writes_the_status_alone(world):
     world.add()
     await world.reconcile()
     newer = Reconciler(world.cluster, world.store, replace(DEFAULTS, image="registry/runtime:2"), now=lambda: world.now)

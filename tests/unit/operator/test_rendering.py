@@ -54,13 +54,13 @@ def test_the_same_operator_keeps_its_record_to_the_letter():
     assert build_deployment(endpoint(), DEFAULTS, rendering=rendering) == build_deployment(endpoint(), DEFAULTS)
 
 
-def test_promise_5_another_default_image_changes_no_pod_and_is_told():
+def test_promise_05_another_default_image_changes_no_pod_and_is_told():
     rendering = plan_rendering(endpoint(), NEWER, deployment())
     assert find_image(rendering.template) == "registry/runtime:1"
     assert rendering.pending == "the image registry/runtime:2"
 
 
-def test_promise_5_another_versions_template_is_kept_and_is_told():
+def test_promise_05_another_versions_template_is_kept_and_is_told():
     child = rendered_by_another_version(lambda pod: pod.update(hostname="former"))
     rendering = plan_rendering(endpoint(), DEFAULTS, child)
     assert rendering.template["spec"]["hostname"] == "former"

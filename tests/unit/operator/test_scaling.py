@@ -80,7 +80,7 @@ def test_wanted_replicas_are_within_the_bounds(spec, wanted):
         ([READY, LOADING | {"deletionTimestamp": "x"}], SETTLED, 1),
     ],
 )
-def test_promise_7_replicas_never_fall_while_pods_load(pods, status, planned):
+def test_promise_07_replicas_never_fall_while_pods_load(pods, status, planned):
     assert plan_replicas(situation({"replicas": 1}, *pods, **status)) == planned
 
 
