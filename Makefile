@@ -16,7 +16,7 @@ export UV_CACHE_DIR := $(CACHE)/uv/cache
 # OpenMP's threads spin at barriers for milliseconds; several torch processes on few cores then wait for each other.
 export GOMP_SPINCOUNT ?= 10000
 
-.PHONY: help demo down clean serve test test-unit test-contract test-runtime test-clients test-cluster test-e2e test-gpu \
+.PHONY: help demo down clean serve test test-unit test-contract test-runtime test-clients test-proxies test-cluster test-e2e test-gpu \
         lint format extras images bench bench-scenarios bench-steps bench-quality bench-http bench-overload soak tools \
         venv lock lock-clients lock-peers
 
@@ -55,6 +55,9 @@ test-runtime: venv ## A live server with a real model
 
 test-clients: venv ## Client libraries, each in its own environment, against a live server
 	@$(PYTEST) tests/clients
+
+test-proxies: venv ## Streams through nginx, Envoy and Traefik, set up as our routes set them up
+	@$(PYTEST) tests/proxies
 
 test-cluster: venv tools ## The operator against a real API server
 	@$(PYTEST) tests/cluster

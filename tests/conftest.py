@@ -17,6 +17,7 @@ _TIERS = {
     "unit": "pure modules, no cluster",
     "contract": "the operator's manifests against the runtime's parser",
     "runtime": "a live runtime with real weights",
+    "proxies": "nginx, Envoy and Traefik as processes, in front of a stream",
     "clients": "client libraries, pinned, against a live runtime",
     "cluster": "the operator as a process, against a real API server",
     "e2e": "a real node: kubelet, containerd, Traefik, Helm, our images",

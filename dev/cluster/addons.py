@@ -1,4 +1,4 @@
-"""The objects that a fresh cluster is given: who may do what, the DNS Service, the ingress class.
+"""The objects that a fresh cluster is given: who may do what, the DNS Service, the Gateway API, the classes of routes.
 
 Run as a task: applies them all and ends.
 """
@@ -6,18 +6,26 @@ Run as a task: applies them all and ends.
 from __future__ import annotations
 
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 from dev.cluster.control_plane import client_files
+from dev.cluster.errors import ClusterError
 from dev.cluster.kube import APPLY_PATCH, ApiClient
+from dev.cluster.manifests import GATEWAY_API, obtain_manifests, read_definitions
 from dev.cluster.paths import ClusterPaths
 from dev.cluster.plan import ClusterPlan
 
 _FIELD_MANAGER = "dedicate-local-cluster"
 _RBAC = "rbac.authorization.k8s.io"
 _READ = ("get", "list", "watch")
+_GATEWAY = "gateway.networking.k8s.io"
+_ROUTE_KINDS = ("gatewayclasses", "gateways", "httproutes", "grpcroutes", "tlsroutes", "listenersets")
+_DEFINITIONS = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
+_ESTABLISHED_S = 30
 INGRESS_CLASS = "traefik"
+GATEWAY_CLASS = "traefik"
 
 Manifest = dict[str, Any]
 
@@ -49,10 +57,15 @@ def build_addons(plan: ClusterPlan) -> dict[str, Manifest]:
                 _rule("discovery.k8s.io", ["endpointslices"], _READ),
                 _rule("networking.k8s.io", ["ingresses", "ingressclasses"], _READ),
                 _rule("networking.k8s.io", ["ingresses/status"], ("update",)),
+                # It waits for all of these kinds, of whatever use they are to it.
+                _rule("", ["configmaps", "namespaces"], _READ),
+                _rule(_GATEWAY, [*_ROUTE_KINDS, "referencegrants", "backendtlspolicies"], _READ),
+                _rule(_GATEWAY, [f"{kind}/status" for kind in (*_ROUTE_KINDS, "backendtlspolicies")], ("update",)),
             ],
         ),
         **_dns_service(plan),
         **_ingress_class(),
+        **_gateway_class(),
     }
 
 
@@ -122,13 +135,46 @@ def _ingress_class() -> dict[str, Manifest]:
     return {f"/apis/networking.k8s.io/v1/ingressclasses/{INGRESS_CLASS}": ingress_class}
 
 
+def _gateway_class() -> dict[str, Manifest]:
+    gateway_class = {
+        "apiVersion": f"{_GATEWAY}/v1",
+        "kind": "GatewayClass",
+        "metadata": {"name": GATEWAY_CLASS},
+        "spec": {"controllerName": "traefik.io/gateway-controller"},
+    }
+    return {f"/apis/{_GATEWAY}/v1/gatewayclasses/{GATEWAY_CLASS}": gateway_class}
+
+
+def _apply(client: ApiClient, path: str, manifest: Manifest) -> None:
+    client.request("PATCH", f"{path}?fieldManager={_FIELD_MANAGER}&force=true", manifest, APPLY_PATCH)
+
+
+def _define_kinds(client: ApiClient) -> None:
+    """Install the Gateway API's definitions and wait until the API server serves them."""
+    definitions = read_definitions(obtain_manifests(GATEWAY_API))
+    paths = {item["metadata"]["name"]: f"{_DEFINITIONS}/{item['metadata']['name']}" for item in definitions}
+    for item in definitions:
+        _apply(client, paths[item["metadata"]["name"]], item)
+    deadline = time.monotonic() + _ESTABLISHED_S
+    while missing := [name for name, path in paths.items() if not _is_established(client.request("GET", path))]:
+        if time.monotonic() > deadline:
+            raise ClusterError(f"Not served after {_ESTABLISHED_S} s: {', '.join(missing)}")
+        time.sleep(0.1)
+
+
+def _is_established(definition: Manifest) -> bool:
+    conditions = (definition.get("status") or {}).get("conditions") or []
+    return any(item["type"] == "Established" and item["status"] == "True" for item in conditions)
+
+
 def main() -> int:
     """Apply the add-ons of the cluster whose folder is the argument."""
     paths = ClusterPaths(Path(sys.argv[1]))
     plan = ClusterPlan.from_json(paths.plan.read_text())
     client = ApiClient(plan.server, client_files(paths))
+    _define_kinds(client)
     for path, manifest in build_addons(plan).items():
-        client.request("PATCH", f"{path}?fieldManager={_FIELD_MANAGER}&force=true", manifest, APPLY_PATCH)
+        _apply(client, path, manifest)
     return 0
 
 

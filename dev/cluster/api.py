@@ -147,6 +147,11 @@ class Cluster:
         """Where the ingress controller answers on this machine."""
         return self.plan.ingress_url
 
+    @property
+    def ingress_tls_url(self) -> str:
+        """The same over TLS."""
+        return self.plan.ingress_tls_url
+
     def environment(self) -> dict[str, str]:
         """Return the variables that `python -m dev.cluster env` prints."""
         plan = self.plan

@@ -37,6 +37,7 @@ class ManifestModule:
         return cache_dir() / "manifests" / content_key(sorted(self.folder.iterdir()), salt=self.path)
 
 
+GATEWAY_API = ManifestModule("gateway-api", "config/crd/standard")
 PROMETHEUS_OPERATOR = ManifestModule("prometheus-operator", "example/prometheus-operator-crd")
 KEDA = ManifestModule("keda", "config/crd/bases")
 

@@ -179,6 +179,7 @@ def _coredns(plan: ClusterPlan, paths: ClusterPaths) -> Component:
 def _traefik(plan: ClusterPlan, paths: ClusterPaths) -> Component:
     entry_points = {
         "web": f"127.0.0.1:{plan.ports.ingress}",
+        "websecure": f"127.0.0.1:{plan.ports.ingress_tls}",
         # The address that Ingress status publishes: pods reach it, and so does this machine.
         "link": f"{plan.host_address}:{plan.ports.ingress_link}",
     }
@@ -188,8 +189,6 @@ def _traefik(plan: ClusterPlan, paths: ClusterPaths) -> Component:
             plan.binary("traefik"),
             *(f"--entrypoints.{name}.address={address}" for name, address in entry_points.items()),
             *(f"--entrypoints.{name}.asdefault=true" for name in entry_points),
-            # The time for a whole request body; answers may stream for as long as they like.
-            *(f"--entrypoints.{name}.transport.respondingtimeouts.readtimeout=600s" for name in entry_points),
             f"--entrypoints.ping.address=127.0.0.1:{plan.ports.ingress_ping}",
             "--ping=true",
             "--ping.entrypoint=ping",
@@ -197,6 +196,9 @@ def _traefik(plan: ClusterPlan, paths: ClusterPaths) -> Component:
             f"--providers.kubernetesingress.ingressendpoint.ip={plan.host_address}",
             "--providers.kubernetesingress.allowemptyservices=true",
             "--providers.kubernetesingress.strictprefixmatching=true",
+            "--providers.kubernetesgateway=true",
+            # A Gateway's listeners are the entry points of their ports, which are on loopback.
+            "--providers.kubernetesgateway.statusaddress.ip=127.0.0.1",
             "--global.checknewversion=false",
             "--global.sendanonymoususage=false",
         ),

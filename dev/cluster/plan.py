@@ -41,6 +41,7 @@ class Ports:
     dns_ready: int
     ingress: int
     ingress_link: int
+    ingress_tls: int
     ingress_ping: int
 
 
@@ -107,6 +108,10 @@ class ClusterPlan:
     @property
     def ingress_url(self) -> str:
         return f"http://127.0.0.1:{self.ports.ingress}"
+
+    @property
+    def ingress_tls_url(self) -> str:
+        return f"https://127.0.0.1:{self.ports.ingress_tls}"
 
     @property
     def cgroup(self) -> str:

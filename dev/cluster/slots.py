@@ -113,6 +113,7 @@ def choose_ports(profile: Profile, ingress_port: int | None) -> Ports:
         dns=prefer(53),
         ingress=ingress_port or next(free),
         ingress_link=prefer(80),
+        ingress_tls=next(free),
         etcd=next(free),
         etcd_peer=next(free),
         controller_manager=next(free),

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import TextIO
 
 from dev.cluster.errors import ClusterError, PreconditionError
+from dev.cluster.manifests import GATEWAY_API, obtain_manifests
 from dev.cluster.plan import Profile
 from dev.paths import cache_dir, content_key
 
@@ -116,6 +117,8 @@ def obtain_binaries(profile: Profile) -> dict[str, str]:
     missing = missing_modules(profile)
     for number, module in enumerate(missing, start=1):
         build_module(module, f"{number} of {len(missing)}")
+    if profile is Profile.NODE:
+        obtain_manifests(GATEWAY_API)
     binaries: dict[str, str] = {}
     for module in _MODULES[profile]:
         binaries |= _locate(module)

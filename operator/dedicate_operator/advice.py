@@ -111,6 +111,13 @@ def _advise_corrupt(endpoint: Endpoint, _: str) -> str:
     return f"Remove the model's folder from the cache, then {_renew(endpoint)}"
 
 
+def _advise_admission(_: Endpoint, message: str) -> str:
+    return next(
+        (advice for said, advice in _GATEWAY_ANSWERS.items() if said in message),
+        "Check spec.route.className against kubectl get ingressclasses, and that the controller runs",
+    )
+
+
 def _describe_pods(endpoint: Endpoint) -> str:
     return f"kubectl describe pods --namespace {endpoint.key.namespace} -l dedicate.dev/endpoint={endpoint.key.name}"
 
@@ -119,6 +126,13 @@ def _renew(endpoint: Endpoint) -> str:
     return f"kubectl delete pods --namespace {endpoint.key.namespace} -l dedicate.dev/endpoint={endpoint.key.name}"
 
 
+# What controllers of Gateways answer, and where nothing more particular is said, the Gateway itself.
+_GATEWAY_ANSWERS: Mapping[str, str] = {
+    "NotAllowedByListeners": "Let this namespace into the Gateway: its listeners' allowedRoutes.namespaces",
+    "NoMatchingListenerHostname": "Choose a spec.route.host that one of the Gateway's listeners is for",
+    "NoMatchingParent": "Correct sectionName or port in spec.route.parentRefs",
+    "Gateway ": "Check spec.route.parentRefs, kubectl describe gateway, and that the controller of its class runs",
+}
 _SENTENCES: Mapping[str, str] = {
     "QuotaExceeded": "Ask for more quota, or for less in spec.resources",
     "PodRefused": "Meet the cluster's policy by spec.scheduling or spec.runtime, or ask for an exception",
@@ -130,7 +144,10 @@ _SENTENCES: Mapping[str, str] = {
     "ContextTooLong": "Lower spec.model.maxModelLength",
     "HubUnreachable": "Check DNS, proxy and NetworkPolicy; HF_ENDPOINT in spec.runtime.env names a mirror",
     "StartupTimeout": "Raise spec.startup.timeoutSeconds, or let a claim in spec.cache keep the download",
-    "NotAdmitted": "Check spec.route.className against kubectl get ingressclasses, and that the controller runs",
+    "ClassNotFound": "Correct spec.route.className, or install the controller of that class",
+    "GatewayNotFound": "Correct spec.route.parentRefs, or the chart's route.parentRefs",
+    "GatewayNotNamed": "Name a Gateway in spec.route.parentRefs, or in the chart's route.parentRefs",
+    "GatewayAPINotInstalled": "Install the Gateway API (v1.2 or newer) and a controller, or set type Ingress",
     "NameConflict": "Rename the endpoint, or remove what holds the name",
 }
 _ADVISORS: Mapping[str, Advisor] = {
@@ -142,6 +159,7 @@ _ADVISORS: Mapping[str, Advisor] = {
     "ModelNotFound": _advise_model,
     "GatedRepo": _advise_gated,
     "ModelCorrupt": _advise_corrupt,
+    "NotAdmitted": _advise_admission,
     "DeviceUnavailable": _advise_device,
     "OOMKilled": _advise_memory,
     "CrashLoop": _advise_crash,

@@ -22,12 +22,19 @@ from dedicate_operator.election import Election
 from dedicate_operator.errors import ClusterError, NotLeaderError
 from dedicate_operator.fence import Fence, read_clock
 from dedicate_operator.identity import Key
-from dedicate_operator.kinds import ENDPOINT, WATCHED, Json, Kind
+from dedicate_operator.kinds import ENDPOINT, GATEWAY, INGRESS_CLASS, SURROUNDING, WATCHED, Json, Kind
 from dedicate_operator.leadership import RENEW_PERIOD_S, Candidate
 from dedicate_operator.metrics import Metrics, Result, Snapshot
 from dedicate_operator.reconcile import Reconciler
 from dedicate_operator.settings import Settings
 from dedicate_operator.store import Store, key_of, read_ready
+from dedicate_operator.surroundings import (
+    Surroundings,
+    with_listed,
+    with_resource,
+    without_kind,
+    without_resource,
+)
 from dedicate_operator.watch import Watcher
 from dedicate_operator.workqueue import Backoff, WorkQueue
 
@@ -62,8 +69,7 @@ class Controller:
                 random=random.random,
                 backoff=_BACKOFF,
             )
-            for kind in WATCHED
-            for namespace in self._namespaces
+            for kind, namespace in _list_watches(self._namespaces)
         ]
         lease = Key(settings.lease_namespace or cluster.namespace, settings.lease_name)
         self._election = Election(
@@ -128,17 +134,32 @@ class Controller:
         else:
             self._enqueue(self._store.put_endpoint(resource))
 
-    def replace_children(self, kind: Kind, namespace: str | None, children: list[Json], version: str) -> None:
-        self._enqueue(self._store.replace_children(kind, namespace, children, version))
+    def replace(self, kind: Kind, namespace: str | None, resources: list[Json], version: str) -> None:
+        if kind in SURROUNDING:
+            self._note(with_listed(self._store.surroundings, kind, namespace, resources))
+        else:
+            self._enqueue(self._store.replace_children(kind, namespace, resources, version))
 
-    def put_child(self, kind: Kind, child: Json) -> None:
-        self._enqueue(self._store.put_child(kind, child))
+    def put(self, kind: Kind, namespace: str | None, resource: Json) -> None:
+        if kind in SURROUNDING:
+            self._note(with_resource(self._store.surroundings, kind, namespace, resource))
+        else:
+            self._enqueue(self._store.put_child(kind, resource))
 
-    def remove_child(self, kind: Kind, child: Json) -> None:
-        self._enqueue(self._store.remove_child(kind, child))
+    def remove(self, kind: Kind, namespace: str | None, resource: Json) -> None:
+        if kind in SURROUNDING:
+            self._note(without_resource(self._store.surroundings, kind, namespace, resource))
+        else:
+            self._enqueue(self._store.remove_child(kind, resource))
+
+    def forget(self, kind: Kind, namespace: str | None) -> None:
+        self._note(without_kind(self._store.surroundings, kind, namespace))
 
     def note_served(self, kind: Kind, *, is_served: bool) -> None:
         self._enqueue(self._store.note_served(kind, is_served=is_served))
+
+    def _note(self, surroundings: Surroundings) -> None:
+        self._enqueue(self._store.note_surroundings(surroundings))
 
     def _enqueue(self, keys: Iterable[Key]) -> None:
         for key in sorted(keys):
@@ -234,6 +255,12 @@ class Controller:
             endpoints=[read_ready(key, self._store.record(key)) for key in sorted(self._store.keys())],
             watch_restarts=restarts,
         )
+
+
+def _list_watches(namespaces: Iterable[str | None]) -> list[tuple[Kind, str | None]]:
+    """Return what is watched where; a Role cannot grant the reading of IngressClasses, which are in no namespace."""
+    everywhere = [(kind, namespace) for kind in (*WATCHED, GATEWAY) for namespace in namespaces]
+    return everywhere + ([(INGRESS_CLASS, None)] if None in namespaces else [])
 
 
 def _log_end(task: asyncio.Task[None]) -> None:

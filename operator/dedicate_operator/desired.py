@@ -9,11 +9,13 @@ from dataclasses import dataclass
 
 from dedicate_operator.disruption import build_disruption_budget
 from dedicate_operator.drift import find_drift
+from dedicate_operator.httproute import build_http_route
 from dedicate_operator.ingress import build_ingress
 from dedicate_operator.kinds import CHILDREN, CLAIM, Json, Kind, kind_of
 from dedicate_operator.manifests import build_cache_claim, build_deployment, build_service
 from dedicate_operator.networkpolicy import build_network_policy, is_restricted
 from dedicate_operator.observed import Observed, is_owned, is_terminating
+from dedicate_operator.placement import Placement
 from dedicate_operator.rendering import Rendering
 from dedicate_operator.settings import EndpointDefaults
 from dedicate_operator.spec import Endpoint, OwnedClaimCache
@@ -39,8 +41,8 @@ class Plan:
 def build_desired(
     endpoint: Endpoint,
     defaults: EndpointDefaults,
+    placement: Placement | None,
     *,
-    is_routed: bool,
     can_surge: bool = True,
     rendering: Rendering | None = None,
     replicas: int | None = None,
@@ -51,7 +53,7 @@ def build_desired(
     Args:
         endpoint: whose children.
         defaults: what it leaves out.
-        is_routed: whether its path is its own.
+        placement: where its route stands; None if there is to be none, as where the path is another's.
         can_surge: whether the cluster can run a pod beyond the wanted ones during a rollout.
         rendering: the template of its pods; a new one if left out.
         replicas: how many pods there are to be; as many as wanted if left out.
@@ -66,13 +68,17 @@ def build_desired(
     manifests += [build_service(endpoint), deployment, build_disruption_budget(endpoint)]
     if autoscaler is not None:
         manifests.append(autoscaler)
-    if is_routed:
-        manifests.append(build_ingress(endpoint, defaults))
+    if placement is not None and placement.type == "Ingress":
+        manifests.append(build_ingress(endpoint, placement))
+    if placement is not None and placement.type == "HTTPRoute":
+        manifests.append(build_http_route(endpoint, placement))
     return tuple(manifests)
 
 
-def plan_writes(endpoint: Endpoint, desired: tuple[Json, ...], observed: Observed) -> Plan:
-    """Compare what should be with what is."""
+def plan_writes(
+    endpoint: Endpoint, desired: tuple[Json, ...], observed: Observed, *, kept: frozenset[Kind] = frozenset()
+) -> Plan:
+    """Compare what should be with what is; of the `kept` kinds nothing is obsolete."""
     missing: list[Json] = []
     drifted: list[tuple[Json, str]] = []
     foreign: list[Json] = []
@@ -91,7 +97,7 @@ def plan_writes(endpoint: Endpoint, desired: tuple[Json, ...], observed: Observe
     obsolete = [
         identity
         for identity, child in observed.children.items()
-        if identity not in wanted and _may_delete(identity[0], child, endpoint)
+        if identity not in wanted and identity[0] not in kept and _may_delete(identity[0], child, endpoint)
     ]
     obsolete.sort(key=lambda identity: (-CHILDREN.index(identity[0]), identity[1]))
     return Plan(tuple(missing), tuple(drifted), tuple(foreign), tuple(obsolete))

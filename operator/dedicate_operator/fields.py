@@ -65,8 +65,11 @@ class Fields:
         return tuple(items)
 
     def choice(self, name: str, choices: Sequence[str], default: str) -> str:
-        value = self.optional_text(name) or default
-        if value not in choices:
+        return self.optional_choice(name, choices) or default
+
+    def optional_choice(self, name: str, choices: Sequence[str]) -> str | None:
+        value = self.optional_text(name) or None
+        if value is not None and value not in choices:
             raise self.error(name, f"must be one of {', '.join(choices)}, not {value!r}")
         return value
 

@@ -35,6 +35,8 @@ DISRUPTION_BUDGET = Kind("policy", "v1", "PodDisruptionBudget", "poddisruptionbu
 AUTOSCALER = Kind("autoscaling", "v2", "HorizontalPodAutoscaler", "horizontalpodautoscalers")
 SCALED_OBJECT = Kind("keda.sh", "v1alpha1", "ScaledObject", "scaledobjects")
 HTTP_ROUTE = Kind("gateway.networking.k8s.io", "v1", "HTTPRoute", "httproutes")
+INGRESS_CLASS = Kind("networking.k8s.io", "v1", "IngressClass", "ingressclasses")
+GATEWAY = Kind("gateway.networking.k8s.io", "v1", "Gateway", "gateways")
 POD = Kind("", "v1", "Pod", "pods")
 SECRET = Kind("", "v1", "Secret", "secrets")
 EVENT = Kind("", "v1", "Event", "events")
@@ -56,6 +58,8 @@ CHILDREN = (
     HTTP_ROUTE,
 )
 WATCHED = (*CHILDREN, POD)
+# What others keep and routes depend on; read where the operator may.
+SURROUNDING = (INGRESS_CLASS, GATEWAY)
 
 _BY_TYPE = {(kind.api_version, kind.kind): kind for kind in (*CHILDREN, SECRET)}
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from dedicate_operator import names
-from dedicate_operator.kinds import DEPLOYMENT, INGRESS, Json, Kind
+from dedicate_operator.kinds import DEPLOYMENT, HTTP_ROUTE, INGRESS, Json, Kind
 from dedicate_operator.spec import Endpoint
 
 
@@ -23,6 +23,9 @@ class Observed:
 
     def ingress(self, endpoint: Endpoint) -> Json | None:
         return self.owned(INGRESS, endpoint)
+
+    def http_route(self, endpoint: Endpoint) -> Json | None:
+        return self.owned(HTTP_ROUTE, endpoint)
 
     def owned(self, kind: Kind, endpoint: Endpoint) -> Json | None:
         """Return the child of that kind that has the endpoint's own name."""

@@ -13,6 +13,7 @@ from typing import Any, cast, get_args
 from dedicate_operator.errors import SpecError
 from dedicate_operator.fields import Fields
 from dedicate_operator.identity import Key
+from dedicate_operator.routes import ControllerProfile, RouteType, parse_parent_refs
 from dedicate_operator.spec import (
     Accelerator,
     AccessMode,
@@ -22,7 +23,6 @@ from dedicate_operator.spec import (
     Cache,
     ClaimSource,
     ConfigMapEntry,
-    ControllerProfile,
     Dtype,
     EmptyDirCache,
     Endpoint,
@@ -38,7 +38,6 @@ from dedicate_operator.spec import (
     RetentionPolicy,
     RolloutStrategy,
     Route,
-    RouteType,
     Runtime,
     SamplingDefaults,
     ScalingMetric,
@@ -231,16 +230,17 @@ def _parse_auth(auth: Fields) -> Auth:
 def _parse_route(route: Fields) -> Route:
     tls = route.optional_child("tls")
     return Route(
-        type=cast("RouteType", route.choice("type", get_args(RouteType), "Ingress")),
+        type=cast("RouteType | None", route.optional_choice("type", get_args(RouteType))),
         host=route.optional_text("host"),
         class_name=route.optional_text("className"),
         controller_profile=cast(
-            "ControllerProfile", route.choice("controllerProfile", get_args(ControllerProfile), "Generic")
+            "ControllerProfile | None", route.optional_choice("controllerProfile", get_args(ControllerProfile))
         ),
+        parent_refs=parse_parent_refs(route, "parentRefs"),
         is_tls=tls is not None,
         tls_secret=tls.optional_text("secretName") if tls else None,
-        request_timeout_s=route.integer("requestTimeoutSeconds", 3600),
-        max_body_size=route.optional_text("maxBodySize") or "32Mi",
+        request_timeout_s=route.optional_integer("requestTimeoutSeconds"),
+        max_body_size=route.optional_text("maxBodySize"),
     )
 
 

@@ -18,6 +18,7 @@ from dedicate_operator.cluster import ResourceList
 from dedicate_operator.desired import Plan, build_desired, plan_writes
 from dedicate_operator.diagnosis import is_waiting_for_volumes
 from dedicate_operator.errors import ClusterError
+from dedicate_operator.handover import plan_handover
 from dedicate_operator.identity import Key
 from dedicate_operator.kinds import ENDPOINT, EVENT, POD, SCALED_OBJECT, Json, Kind, kind_of
 from dedicate_operator.observed import is_leftover, is_owned, is_terminating
@@ -70,6 +71,7 @@ class Reconciler:
         self._cluster = cluster
         self._store = store
         self._defaults = defaults
+        self._now = now
         self._api_keys = ApiKeys(cluster, now=now)
         self._reporter = Reporter(cluster, store, now=now)
 
@@ -94,17 +96,25 @@ class Reconciler:
         observed = self._store.observed(endpoint.key)
         rendering = plan_rendering(endpoint, self._defaults, observed.deployment(endpoint))
         scaler = select_scaler(endpoint, self._defaults, has_keda=self._store.is_served(SCALED_OBJECT))
-        situation = Situation(endpoint, self._defaults, observed, pending_upgrade=rendering.pending, scaler=scaler)
+        situation = Situation(
+            endpoint,
+            self._defaults,
+            observed,
+            pending_upgrade=rendering.pending,
+            scaler=scaler,
+            surroundings=self._store.surroundings,
+        )
+        handover = plan_handover(situation, is_routed=record.claim is not None and conflict is None, now=self._now())
         desired = build_desired(
             endpoint,
             self._defaults,
-            is_routed=record.claim is not None and conflict is None,
+            handover.placement,
             can_surge=not is_awaiting_accelerator(situation),
             rendering=rendering,
             replicas=plan_replicas(situation),
             autoscaler=build_autoscaler(endpoint, self._defaults, scaler, observed),
         )
-        plan = plan_writes(endpoint, desired, observed)
+        plan = plan_writes(endpoint, desired, observed, kept=handover.kept)
         if plan.missing and not await self._is_alive(record):
             return None
         foreign = [*plan.foreign, *await self._find_foreign(endpoint, plan.missing)]
@@ -121,7 +131,8 @@ class Reconciler:
                 refusal = Refusal("QuotaExceeded" if error.is_over_quota else "ChildRefused", str(error))
         situation = replace(situation, refusal=refusal or conflict)
         events_s = await self._report(record, situation)
-        return min(filter(None, (keys_s, events_s, _REFUSAL_PERIOD_S if situation.refusal else None)), default=None)
+        again_s = (keys_s, events_s, handover.again_s, _REFUSAL_PERIOD_S if situation.refusal else None)
+        return min(filter(None, again_s), default=None)
 
     def _find_path_conflict(self, record: EndpointRecord, endpoint: Endpoint) -> Refusal | None:
         owner = self._store.find_route_owner(record.claim) if record.claim else None
@@ -180,7 +191,7 @@ class Reconciler:
         """Publish the status; return when to ask for Events again, if a pod waits for volumes."""
         observed = self._store.observed(situation.endpoint.key)
         has_keys = self._api_keys.is_made(situation.endpoint, record.status)
-        situation = replace(situation, observed=observed, has_keys=has_keys)
+        situation = replace(situation, observed=observed, has_keys=has_keys, surroundings=self._store.surroundings)
         waiting = [pod for pod in observed.pods if not is_ready(pod) and is_waiting_for_volumes(pod)]
         if waiting:
             situation = replace(situation, events=await self._fetch_events(waiting))

@@ -8,7 +8,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, cast, get_args
 
-from dedicate_operator.errors import SettingsError
+from dedicate_operator.errors import SettingsError, SpecError
+from dedicate_operator.fields import Fields
+from dedicate_operator.routes import ControllerProfile, DefaultRouteType, ParentRef, Scheme, parse_parent_refs
 
 LogFormat = Literal["json", "plain"]
 LogLevel = Literal["debug", "info", "warning", "error"]
@@ -47,9 +49,14 @@ class EndpointDefaults:
     image_pull_secrets: tuple[str, ...] = ()
     route_host: str | None = None
     route_class_name: str | None = None
+    route_type: DefaultRouteType = "Ingress"
+    route_controller_profile: ControllerProfile = "Auto"
+    route_parent_refs: tuple[ParentRef, ...] = ()
+    route_external_scheme: Scheme | None = None
     route_external_port: int | None = None
     prometheus_url: str | None = None
     network_policy: NetworkPolicyDefaults = NetworkPolicyDefaults()
+    route_external_tls_port: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,9 +86,22 @@ class Settings:
                 image_pull_secrets=reader.names("DEDICATE_RUNTIME_IMAGE_PULL_SECRETS", _DNS_NAME),
                 route_host=reader.optional("DEDICATE_ROUTE_HOST", _DNS_NAME, "a DNS name"),
                 route_class_name=reader.optional("DEDICATE_ROUTE_CLASS_NAME", _DNS_NAME, "a DNS name"),
+                route_type=cast(
+                    "DefaultRouteType", reader.choice("DEDICATE_ROUTE_TYPE", get_args(DefaultRouteType), "Ingress")
+                ),
+                route_controller_profile=cast(
+                    "ControllerProfile",
+                    reader.choice("DEDICATE_ROUTE_CONTROLLER_PROFILE", get_args(ControllerProfile), "Auto"),
+                ),
+                route_parent_refs=reader.parent_refs("DEDICATE_ROUTE_PARENT_REFS"),
+                route_external_scheme=cast(
+                    "Scheme | None",
+                    reader.optional("DEDICATE_ROUTE_EXTERNAL_SCHEME", re.compile("http|https"), "http or https"),
+                ),
                 route_external_port=reader.port("DEDICATE_ROUTE_EXTERNAL_PORT"),
                 prometheus_url=reader.optional("DEDICATE_PROMETHEUS_URL", _URL, "a URL"),
                 network_policy=_read_network_policy(reader),
+                route_external_tls_port=reader.port("DEDICATE_ROUTE_EXTERNAL_TLS_PORT"),
             ),
             watch_namespaces=reader.names("DEDICATE_WATCH_NAMESPACES", _DNS_LABEL),
             lease_name=reader.optional("DEDICATE_LEASE_NAME", _DNS_NAME, "a DNS name") or "dedicate-operator",
@@ -138,6 +158,14 @@ class _Reader:
         if text not in choices:
             raise SettingsError(f"{name} must be one of {', '.join(choices)}, not {text!r}")
         return text
+
+    def parent_refs(self, name: str) -> tuple[ParentRef, ...]:
+        """Return the Gateways of a JSON list such as `[{"namespace": "infra", "name": "public"}]`."""
+        text = self._text(name)
+        try:
+            return parse_parent_refs(Fields({name: json.loads(text)}, "environment"), name) if text else ()
+        except (ValueError, SpecError) as error:
+            raise SettingsError(f"{name} must be a JSON list of Gateways: {error}") from error
 
     def port(self, name: str) -> int | None:
         text = self._text(name)

@@ -10,6 +10,7 @@ from dedicate_operator.kinds import Json, Kind
 from dedicate_operator.observed import Observed
 from dedicate_operator.settings import EndpointDefaults
 from dedicate_operator.spec import Endpoint
+from dedicate_operator.surroundings import Surroundings
 
 ConditionStatus = Literal["True", "False", "Unknown"]
 
@@ -44,6 +45,7 @@ class Situation:
         has_keys: whether the Secret with the API keys was made.
         pending_upgrade: what an upgrade of the operator left as it was in the pods.
         scaler: the kind of the autoscaler that this cluster calls for, None where nothing scales.
+        surroundings: what others keep that routes depend on.
     """
 
     endpoint: Endpoint
@@ -54,3 +56,4 @@ class Situation:
     has_keys: bool = True
     pending_upgrade: str | None = None
     scaler: Kind | None = None
+    surroundings: Surroundings = field(default_factory=Surroundings)

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from dedicate_operator.identity import Key
+from dedicate_operator.routes import ControllerProfile, ParentRef, RouteType
 
 Dtype = Literal["Auto", "Float32", "BFloat16", "Float16"]
 RemoteCode = Literal["Deny", "Allow"]
@@ -20,9 +21,7 @@ RolloutStrategy = Literal["Auto", "RollingUpdate", "Recreate"]
 UpgradePolicy = Literal["OnSpecChange", "OnOperatorUpgrade"]
 ScalingMetric = Literal["ActiveRequests", "WaitingRequests"]
 AuthMode = Literal["APIKey", "None"]
-RouteType = Literal["Ingress", "None"]
 NetworkPolicyMode = Literal["Restricted", "None"]
-ControllerProfile = Literal["Generic", "IngressNGINX"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,14 +153,17 @@ class Auth:
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    type: RouteType = "Ingress"
+    """How clients reach the endpoint; `placement` fills in what is None."""
+
+    type: RouteType | None = None
     host: str | None = None
     class_name: str | None = None
-    controller_profile: ControllerProfile = "Generic"
+    controller_profile: ControllerProfile | None = None
+    parent_refs: tuple[ParentRef, ...] = ()
     is_tls: bool = False
     tls_secret: str | None = None
-    request_timeout_s: int = 3600
-    max_body_size: str = "32Mi"
+    request_timeout_s: int | None = None
+    max_body_size: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ from dedicate_operator.autoscaler import build_autoscaler_active
 from dedicate_operator.diagnosis import SECRET_NOT_FOUND
 from dedicate_operator.kinds import Json
 from dedicate_operator.rendering import find_image
-from dedicate_operator.routing import build_routed, build_url
+from dedicate_operator.routing import build_route_status, build_routed, build_url
 from dedicate_operator.situation import Condition, Situation
 from dedicate_operator.spec import Endpoint
 from dedicate_operator.template import select_image, select_keys_secret
@@ -36,6 +36,7 @@ def build_status(situation: Situation) -> Json:
         "readyDisplay": f"{workload.num_ready}/{endpoint.spec.wanted_replicas}",
         "selector": names.format_selector(endpoint.key.name),
         "model": {"name": endpoint.spec.model.served_names[0]},
+        "route": build_route_status(situation),
         "runtimeImage": _find_runtime_image(situation),
         "conditions": _format(
             [_advise(condition, endpoint) for condition in _build_conditions(situation, workload)], endpoint.generation

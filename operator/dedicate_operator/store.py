@@ -9,17 +9,19 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from dedicate_operator import names
 from dedicate_operator.errors import SpecError
 from dedicate_operator.identity import Key
-from dedicate_operator.kinds import OPTIONAL, POD, Json, Kind
+from dedicate_operator.kinds import HTTP_ROUTE, OPTIONAL, POD, Json, Kind
 from dedicate_operator.metrics import UNREPORTED, EndpointState
 from dedicate_operator.observed import Observed, is_terminating
 from dedicate_operator.parsing import parse_endpoint
+from dedicate_operator.placement import select_host, select_type
 from dedicate_operator.settings import EndpointDefaults
 from dedicate_operator.spec import Endpoint
+from dedicate_operator.surroundings import Surroundings
 
 # Host, or None for any, and URL segment.
 RouteClaim = tuple[str | None, str]
@@ -59,6 +61,18 @@ class Store:
         self._children: defaultdict[Key, dict[tuple[Kind, str], Json]] = defaultdict(dict)
         self._kinds: defaultdict[Kind, set[Key]] = defaultdict(set)
         self._unserved: set[Kind] = set(OPTIONAL)
+        self._surroundings = Surroundings()
+
+    @property
+    def surroundings(self) -> Surroundings:
+        return replace(self._surroundings, serves_http_routes=self.is_served(HTTP_ROUTE))
+
+    def note_surroundings(self, surroundings: Surroundings) -> set[Key]:
+        """Take over new surroundings; return all endpoints if they tell something new, as any may depend on it."""
+        if surroundings == self.surroundings:
+            return set()
+        self._surroundings = surroundings
+        return set(self._records)
 
     def record(self, key: Key) -> EndpointRecord | None:
         return self._records.get(key)
@@ -201,8 +215,9 @@ class Store:
         except SpecError as error:
             return EndpointRecord(resource, None, error, None)
         claim: RouteClaim | None = None
-        if endpoint.spec.route.type == "Ingress" and not is_terminating(resource):
-            claim = (endpoint.spec.route.host or self._defaults.route_host, endpoint.spec.dedicate)
+        route = endpoint.spec.route
+        if select_type(route, self._defaults) != "None" and not is_terminating(resource):
+            claim = (select_host(route, self._defaults), endpoint.spec.dedicate)
         return EndpointRecord(resource, endpoint, None, claim)
 
 

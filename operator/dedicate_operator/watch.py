@@ -14,7 +14,7 @@ from typing import Protocol
 
 from dedicate_operator.cluster import ResourceList, WatchEvent
 from dedicate_operator.errors import ClusterError
-from dedicate_operator.kinds import OPTIONAL, Json, Kind
+from dedicate_operator.kinds import OPTIONAL, SURROUNDING, Json, Kind
 from dedicate_operator.names import CHILDREN_SELECTOR
 from dedicate_operator.workqueue import Backoff
 
@@ -22,6 +22,8 @@ _LOG = logging.getLogger(__name__)
 
 # Arbitrary; how late it may be noticed that a kind has come to be served.
 _UNSERVED_PERIOD_S = 30.0
+# With the pauses between them some ten seconds.
+_MAX_REFUSALS = 6
 
 
 class Source(Protocol):
@@ -39,17 +41,19 @@ class Source(Protocol):
 class Sink(Protocol):
     """Where objects go to."""
 
-    def replace_children(self, kind: Kind, namespace: str | None, children: list[Json], version: str) -> None: ...
+    def replace(self, kind: Kind, namespace: str | None, resources: list[Json], version: str) -> None: ...
 
-    def put_child(self, kind: Kind, child: Json) -> None: ...
+    def put(self, kind: Kind, namespace: str | None, resource: Json) -> None: ...
 
-    def remove_child(self, kind: Kind, child: Json) -> None: ...
+    def remove(self, kind: Kind, namespace: str | None, resource: Json) -> None: ...
+
+    def forget(self, kind: Kind, namespace: str | None) -> None: ...
 
     def note_served(self, kind: Kind, *, is_served: bool) -> None: ...
 
 
 class Watcher:
-    """Follows the operator's children of one kind, in one namespace or in all."""
+    """Follows the operator's children of one kind, or all objects of a surrounding one, in one namespace or in all."""
 
     def __init__(
         self,
@@ -66,6 +70,7 @@ class Watcher:
         self.namespace = namespace
         self._source = source
         self._sink = sink
+        self._labels = None if kind in SURROUNDING else CHILDREN_SELECTOR
         self._clock = clock
         self._random = random
         self._backoff = backoff
@@ -92,18 +97,20 @@ class Watcher:
                     self._version = None
                 if error.is_not_found and self.kind in OPTIONAL:
                     await self._await_kind()
+                elif self.kind in SURROUNDING and self._is_out_of_reach(error):
+                    await self._await_right()
                 else:
                     self.restarts["gone" if error.is_gone else "failed"] += 1
                     await self._pause(error)
 
     async def _follow(self) -> None:
         if self._version is None:
-            items, version = await self._source.fetch_list(self.kind, self.namespace, labels=CHILDREN_SELECTOR)
+            items, version = await self._source.fetch_list(self.kind, self.namespace, labels=self._labels)
             self._sink.note_served(self.kind, is_served=True)
-            self._sink.replace_children(self.kind, self.namespace, items, version)
+            self._sink.replace(self.kind, self.namespace, items, version)
             self._version = version
             self.synced.set()
-        stream = self._source.watch(self.kind, self.namespace, self._version, labels=CHILDREN_SELECTOR)
+        stream = self._source.watch(self.kind, self.namespace, self._version, labels=self._labels)
         started = self._clock()
         async for event in stream:
             self._num_failures = 0
@@ -115,15 +122,26 @@ class Watcher:
 
     def _take(self, event: WatchEvent) -> None:
         if event.type in {"ADDED", "MODIFIED"}:
-            self._sink.put_child(self.kind, event.object)
+            self._sink.put(self.kind, self.namespace, event.object)
         elif event.type == "DELETED":
-            self._sink.remove_child(self.kind, event.object)
+            self._sink.remove(self.kind, self.namespace, event.object)
         self._version = event.object["metadata"]["resourceVersion"]
 
     async def _await_kind(self) -> None:
         """Take note that the cluster does not serve this kind, and look again later."""
         self._version = None
         self._sink.note_served(self.kind, is_served=False)
+        self.synced.set()
+        await asyncio.sleep(_UNSERVED_PERIOD_S)
+
+    def _is_out_of_reach(self, error: ClusterError) -> bool:
+        """Tell whether it may not be read for good; an API server that just started refuses everybody for seconds."""
+        return error.is_not_found or (error.is_right_missing and self._num_failures >= _MAX_REFUSALS)
+
+    async def _await_right(self) -> None:
+        """Do without what may not be read, and look again later."""
+        self._version = None
+        self._sink.forget(self.kind, self.namespace)
         self.synced.set()
         await asyncio.sleep(_UNSERVED_PERIOD_S)
 

@@ -103,7 +103,18 @@ def operator(operator_process) -> Operator:
 
 @pytest.fixture
 def namespace(admin) -> Iterator[Namespace]:
-    """A namespace of the test's own that admits restricted pods only, as a careful administrator sets it."""
+    """A namespace of the test's own."""
+    yield from _make_namespace(admin)
+
+
+@pytest.fixture
+def other_namespace(admin) -> Iterator[Namespace]:
+    """A second one."""
+    yield from _make_namespace(admin)
+
+
+def _make_namespace(admin: Api) -> Iterator[Namespace]:
+    """Make a namespace that admits restricted pods only, as a careful administrator sets it."""
     name = f"t-{uuid.uuid4().hex[:8]}"
     labels = {"pod-security.kubernetes.io/enforce": "restricted"}
     admin.create(f"{CORE}/namespaces", {"metadata": {"name": name, "labels": labels}})

@@ -6,6 +6,7 @@ import pytest
 
 from tests.cluster.harness import ENDPOINTS, SMALLEST, Api
 
+TO_GATEWAY = {"parentRefs": [{"name": "public"}]}
 HUB = {"model": {"uri": "hf://a/b"}}
 LOAD = {"maxReplicas": 2, "metric": {"targetValue": 8}}
 CLAIM = {"model": {"uri": "pvc://models/a"}}
@@ -77,10 +78,38 @@ def create(api: Api, spec, name="bad"):
             "spec.auth.limitsConfigMapRef.key",
             "should match",
         ),
-        (HUB | {"route": {"type": "None", "host": "a.example"}}, "spec.route.type", "Ingress only"),
-        (HUB | {"route": {"type": "HTTPRoute"}}, "spec.route.type", "Unsupported value"),
-        (HUB | {"route": {"maxBodySize": "1Mi"}}, "spec.route.maxBodySize", "IngressNGINX only"),
-        (HUB | {"route": {"requestTimeoutSeconds": 60}}, "spec.route.requestTimeoutSeconds", "IngressNGINX only"),
+        (HUB | {"route": {"type": "GRPCRoute"}}, "spec.route.type", "Unsupported value"),
+        (HUB | {"route": {"type": "None", "host": "a.example"}}, "spec.route.host", "does not go with type None"),
+        (HUB | {"route": {"host": "192.0.2.1:80"}}, "spec.route.host", "should match"),
+        (HUB | {"route": {"host": "*.example"}}, "spec.route.host", "should match"),
+        (HUB | {"route": {"host": "a..example"}}, "spec.route.host", "should match"),
+        (HUB | {"route": TO_GATEWAY | {"type": "Ingress"}}, "spec.route.parentRefs", "HTTPRoute only"),
+        (HUB | {"route": TO_GATEWAY | {"type": "None"}}, "spec.route.parentRefs", "HTTPRoute only"),
+        (HUB | {"route": {"type": "HTTPRoute", "parentRefs": []}}, "spec.route.parentRefs", "at least 1"),
+        (HUB | {"route": {"parentRefs": [{"namespace": "a"}]}}, "spec.route.parentRefs[0].name", "Required value"),
+        (HUB | {"route": {"parentRefs": [{"name": "a", "port": 0}]}}, "spec.route.parentRefs[0].port", "or equal to 1"),
+        (HUB | {"route": {"type": "HTTPRoute", "className": "a"}}, "spec.route.className", "Ingress only"),
+        (HUB | {"route": TO_GATEWAY | {"className": "a"}}, "spec.route.className", "Ingress only"),
+        (HUB | {"route": {"type": "None", "className": "a"}}, "spec.route.className", "Ingress only"),
+        (HUB | {"route": TO_GATEWAY | {"controllerProfile": "Auto"}}, "spec.route.controllerProfile", "Ingress only"),
+        (HUB | {"route": TO_GATEWAY | {"tls": {}}}, "spec.route.tls", "the Gateway's listener has the certificate"),
+        (HUB | {"route": {"type": "None", "tls": {}}}, "spec.route.tls", "Ingress only"),
+        (HUB | {"route": TO_GATEWAY | {"maxBodySize": "1Mi"}}, "spec.route.maxBodySize", "Ingress only"),
+        (
+            HUB | {"route": {"controllerProfile": "Traefik", "maxBodySize": "1Mi"}},
+            "spec.route.maxBodySize",
+            "has no effect with controllerProfile Generic or Traefik",
+        ),
+        (
+            HUB | {"route": {"controllerProfile": "Generic", "requestTimeoutSeconds": 60}},
+            "spec.route.requestTimeoutSeconds",
+            "has no effect with controllerProfile Generic or Traefik",
+        ),
+        (
+            HUB | {"route": {"type": "None", "requestTimeoutSeconds": 60}},
+            "spec.route.requestTimeoutSeconds",
+            "does not go with type None",
+        ),
         (HUB | {"autoscaling": {"maxReplicas": 2}}, "spec.autoscaling.metric", "Required value"),
         (
             HUB | {"autoscaling": LOAD | {"minReplicas": 0}},
@@ -132,6 +161,12 @@ def test_bad_name_is_refused(admin, name):
         {"model": {"uri": "pvc://models"}},
         HUB | {"cache": {"persistentVolumeClaim": {"size": "1Gi", "accessMode": "ReadWriteMany"}}, "replicas": 2},
         HUB | {"route": {"controllerProfile": "IngressNGINX", "maxBodySize": "1Mi", "tls": {}}},
+        HUB | {"route": {"controllerProfile": "NGINX", "requestTimeoutSeconds": 60, "host": "a-b.c1.example"}},
+        # The operator's default decides; what has no effect there is told in the condition.
+        HUB | {"route": {"requestTimeoutSeconds": 60, "maxBodySize": "1Mi"}},
+        HUB | {"route": TO_GATEWAY | {"host": "a.example", "requestTimeoutSeconds": 60}},
+        HUB | {"route": {"type": "HTTPRoute"}},
+        HUB | {"route": {"parentRefs": [{"name": "a", "namespace": "b", "sectionName": "c", "port": 443}]}},
         HUB | {"resources": {"requests": {"cpu": 2, "memory": "1Gi"}}},
         HUB | {"auth": {"mode": "None"}, "route": {"type": "None"}},
         HUB | {"auth": {"limitsConfigMapRef": {"name": "team-limits"}}},

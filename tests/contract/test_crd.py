@@ -78,6 +78,7 @@ PROBES = [
     {"model": HUB, "auth": {"limitsConfigMapRef": {"name": "a"}}},
     {"model": HUB, "cache": {"existingClaim": {"name": "a"}}, "runtime": {"imagePullSecrets": [{"name": "a"}]}},
     {"model": {"uri": "pvc://claim/path"}, "autoscaling": {"maxReplicas": 2, "metric": {"targetValue": 8}}},
+    {"model": {"uri": "pvc://claim/path"}, "route": {"parentRefs": [{"name": "public"}]}},
 ]
 
 

@@ -35,6 +35,8 @@ def test_there_is_one_for_each_promise():
         "autoscaling",
         "autoscaling-hpa",
         "autoscaling-keda",
+        "httproute",
+        "tls",
     }
 
 

@@ -10,11 +10,14 @@ from dedicate_operator.autoscaler import build_autoscaler
 from dedicate_operator.diagnosis import EXIT_REASONS
 from dedicate_operator.disruption import build_disruption_budget
 from dedicate_operator.errors import SettingsError
+from dedicate_operator.httproute import build_http_route
 from dedicate_operator.ingress import build_ingress
 from dedicate_operator.kinds import AUTOSCALER, SCALED_OBJECT
 from dedicate_operator.manifests import build_deployment, build_keys_secret, build_service
 from dedicate_operator.networkpolicy import build_network_policy
 from dedicate_operator.observed import Observed
+from dedicate_operator.placement import place_route
+from dedicate_operator.routes import ParentRef
 from dedicate_operator.settings import Settings as OperatorSettings
 from dedicate_runtime.errors import ExitCode
 from dedicate_runtime.settings import _build_parser
@@ -122,7 +125,16 @@ class TestOperatorEnvironment:
                 "image": {"repository": "localhost:5000/runtime", "tag": "2"},
                 "imagePullSecrets": ["registry"],
             },
-            "route": {"host": "llm.example.com", "className": "traefik", "externalPort": 8443},
+            "route": {
+                "type": "HTTPRoute",
+                "host": "llm.example.com",
+                "className": "traefik",
+                "controllerProfile": "NGINX",
+                "parentRefs": [{"namespace": "infra", "name": "public", "sectionName": "web", "port": 8080}],
+                "externalScheme": "https",
+                "externalPort": 8080,
+                "externalTLSPort": 8443,
+            },
             "autoscaling": {"prometheusUrl": "http://prometheus.monitoring:9090"},
             "logging": {"format": "plain", "level": "debug"},
             "ports": {"liveness": 8181, "metrics": 8282},
@@ -143,7 +155,6 @@ class TestOperatorEnvironment:
         assert settings.defaults.image_pull_secrets == ("registry",)
         assert settings.defaults.route_host == "llm.example.com"
         assert settings.defaults.route_class_name == "traefik"
-        assert settings.defaults.route_external_port == 8443
         assert settings.defaults.prometheus_url == "http://prometheus.monitoring:9090"
         assert settings.defaults.network_policy.mode == "None"
         assert settings.defaults.network_policy.allow_from == ({"podSelector": {}},)
@@ -151,6 +162,12 @@ class TestOperatorEnvironment:
         assert operator["podSelector"]["matchLabels"] == deployment["spec"]["selector"]["matchLabels"]
         assert monitoring == {"namespaceSelector": {}}
         assert settings.defaults.network_policy.extra_egress == ({"ports": [{"port": 3128}]},)
+        assert settings.defaults.route_type == "HTTPRoute"
+        assert settings.defaults.route_controller_profile == "NGINX"
+        assert settings.defaults.route_parent_refs == (ParentRef("public", "infra", "web", 8080),)
+        assert settings.defaults.route_external_scheme == "https"
+        assert settings.defaults.route_external_port == 8080
+        assert settings.defaults.route_external_tls_port == 8443
         assert (settings.log_format, settings.log_level) == ("plain", "debug")
         assert settings.liveness_port == 8181 == container["ports"][0]["containerPort"]
         assert settings.metrics_port == 8282 == container["ports"][1]["containerPort"]
@@ -160,6 +177,8 @@ class TestOperatorEnvironment:
         assert rows["DEDICATE_RUNTIME_IMAGE"] == "required"
         assert strip(rows["DEDICATE_LEASE_NAME"]) == settings.lease_name
         assert strip(rows["DEDICATE_NETWORK_POLICY_MODE"]) == settings.defaults.network_policy.mode
+        assert strip(rows["DEDICATE_ROUTE_TYPE"]) == settings.defaults.route_type
+        assert strip(rows["DEDICATE_ROUTE_CONTROLLER_PROFILE"]) == settings.defaults.route_controller_profile
         assert strip(rows["DEDICATE_LOG_FORMAT"]) == settings.log_format
         assert strip(rows["DEDICATE_LOG_LEVEL"]) == settings.log_level
         assert rows["DEDICATE_LIVENESS_PORT"] == str(settings.liveness_port)
@@ -168,6 +187,8 @@ class TestOperatorEnvironment:
             "DEDICATE_RUNTIME_IMAGE",
             "DEDICATE_LEASE_NAME",
             "DEDICATE_NETWORK_POLICY_MODE",
+            "DEDICATE_ROUTE_TYPE",
+            "DEDICATE_ROUTE_CONTROLLER_PROFILE",
             "DEDICATE_LOG_FORMAT",
             "DEDICATE_LOG_LEVEL",
             "DEDICATE_LIVENESS_PORT",
@@ -181,7 +202,8 @@ class TestNamesAndLabels:
         for child in (
             build_deployment(endpoint, defaults),
             build_service(endpoint),
-            build_ingress(endpoint, defaults),
+            build_ingress(endpoint, place_route(endpoint, defaults)),
+            build_http_route(endpoint, place_route(endpoint, defaults)),
             build_disruption_budget(endpoint),
             build_keys_secret(endpoint, "key"),
         ):
@@ -193,11 +215,13 @@ class TestNamesAndLabels:
         name = endpoint.key.name
         table = contract.table("Names and labels")
         rows = {row["child"]: strip(row["name"]).replace("<CR name>", name) for row in table}
-        assert rows["Deployment, Service, Ingress, NetworkPolicy"] == name
+        assert rows["Deployment, Service, Ingress, HTTPRoute, NetworkPolicy"] == name
+        placement = place_route(endpoint, defaults)
         for child in (
             build_deployment(endpoint, defaults),
             build_service(endpoint),
-            build_ingress(endpoint, defaults),
+            build_ingress(endpoint, placement),
+            build_http_route(endpoint, placement),
             build_network_policy(endpoint, defaults),
         ):
             assert child["metadata"]["name"] == name

@@ -84,6 +84,11 @@ class Endpoints:
         quick = {"termination": {"preStopSeconds": 2, "drainSeconds": 20}}
         self.kube.apply(objects.build_endpoint(model_uri, name=name, namespace=self.namespace, **{**quick, **spec}))
 
+    def patch(self, name, spec):
+        """Merge into the specification; None removes a field."""
+        patch = json.dumps({"spec": spec})
+        self.kube.kubectl("patch", "de", name, f"--namespace={self.namespace}", "--type=merge", f"--patch={patch}")
+
     def get(self, name):
         return self.kube.get("dedicatedendpoint", name, self.namespace)
 
@@ -109,7 +114,7 @@ class Endpoints:
 
     def children(self, name):
         """Return `kind/name` of what carries the endpoint's label; a cache claim may be kept and is not counted."""
-        kinds = "deployments,replicasets,pods,services,endpointslices,ingresses,secrets"
+        kinds = "deployments,replicasets,pods,services,endpointslices,ingresses,httproutes,secrets"
         items = self.kube.items(kinds, self.namespace, f"dedicate.dev/endpoint={name}")
         return sorted(f"{item['kind']}/{item['metadata']['name']}" for item in items)
 
@@ -128,7 +133,11 @@ def values(node_cluster):
     images = push_images(RECIPES, node_cluster.registry, print)
     port = urlsplit(node_cluster.ingress_url).port
     api_port = node_cluster.plan.ports.api
-    return objects.build_local_values(images, host="localhost", class_name=INGRESS_CLASS, port=port, api_port=api_port)
+    values = objects.build_local_values(
+        images, host="localhost", class_name=INGRESS_CLASS, port=port, api_port=api_port
+    )
+    values["route"]["externalTLSPort"] = urlsplit(node_cluster.ingress_tls_url).port
+    return values
 
 
 @pytest.fixture(scope="session")

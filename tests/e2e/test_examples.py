@@ -18,6 +18,8 @@ NO_HUB = {"HubUnreachable", "DeviceUnavailable", "Unschedulable"}
 EXPECTED = {
     "smallest.yaml": NO_HUB,
     "cpu-only.yaml": {"HubUnreachable", "Unschedulable"},
+    "httproute.yaml": NO_HUB,
+    "tls.yaml": NO_HUB,
     "pvc-model.yaml": {"DeviceUnavailable", "Unschedulable"},
     "private-hub-model.yaml": {"SecretNotFound", "Unschedulable"},
     "limits.yaml": NO_HUB | {"SecretNotFound"},

@@ -63,10 +63,18 @@ helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version | replace 
   value: {{ include "dedicate.fullname" . | quote }}
 - name: DEDICATE_LEASE_NAMESPACE
   value: {{ .Release.Namespace | quote }}
+- name: DEDICATE_ROUTE_TYPE
+  value: {{ .Values.route.type | quote }}
 - name: DEDICATE_ROUTE_HOST
   value: {{ .Values.route.host | quote }}
 - name: DEDICATE_ROUTE_CLASS_NAME
   value: {{ .Values.route.className | quote }}
+- name: DEDICATE_ROUTE_CONTROLLER_PROFILE
+  value: {{ .Values.route.controllerProfile | quote }}
+- name: DEDICATE_ROUTE_PARENT_REFS
+  value: {{ .Values.route.parentRefs | toJson | quote }}
+- name: DEDICATE_ROUTE_EXTERNAL_SCHEME
+  value: {{ .Values.route.externalScheme | quote }}
 - name: DEDICATE_ROUTE_EXTERNAL_PORT
   value: {{ .Values.route.externalPort | default "" | toString | quote }}
 - name: DEDICATE_PROMETHEUS_URL
@@ -81,6 +89,8 @@ helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version | replace 
   value: {{ prepend $policy.metricsFrom $operator | toJson | quote }}
 - name: DEDICATE_NETWORK_POLICY_EXTRA_EGRESS
   value: {{ $policy.extraEgress | toJson | quote }}
+- name: DEDICATE_ROUTE_EXTERNAL_TLS_PORT
+  value: {{ .Values.route.externalTLSPort | default "" | toString | quote }}
 - name: DEDICATE_LOG_FORMAT
   value: {{ .Values.logging.format | quote }}
 - name: DEDICATE_LOG_LEVEL
@@ -172,6 +182,13 @@ seccompProfile:
 - apiGroups: [keda.sh]
   resources: [scaledobjects]
   verbs: [get, list, watch, create, patch, delete]
+# Where routes lead. In a Role the first has no effect: classes are in no namespace, and the operator does without.
+- apiGroups: [networking.k8s.io]
+  resources: [ingressclasses]
+  verbs: [list, watch]
+- apiGroups: [gateway.networking.k8s.io]
+  resources: [gateways]
+  verbs: [list, watch]
 # Why a pod does not start.
 - apiGroups: [""]
   resources: [pods]

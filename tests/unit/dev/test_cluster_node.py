@@ -34,7 +34,7 @@ def plan(tmp_path: Path) -> ClusterPlan:
     binaries = dict.fromkeys(
         (*BINARIES, "coredns", "network-policies", "traefik", "pause", "kubectl", "helm"), str(program)
     )
-    return ClusterPlan("one", Profile.NODE, 3, Ports(*range(20000, 20011)), 4, binaries)
+    return ClusterPlan("one", Profile.NODE, 3, Ports(*range(20000, 20012)), 4, binaries)
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from dev.cluster.paths import ClusterPaths
 from dev.cluster.pki import build_identities, issue_all
 from dev.cluster.plan import ClusterPlan, Ports, Profile
 
-PLAN = ClusterPlan("one", Profile.NODE, 0, Ports(*range(20000, 20011)), 4, {})
+PLAN = ClusterPlan("one", Profile.NODE, 0, Ports(*range(20000, 20012)), 4, {})
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ from dev.cluster.paths import ClusterPaths
 from dev.cluster.plan import NUM_SLOTS, ClusterPlan, ClusterRequest, Ports, Profile
 from dev.cluster.slots import find_conflicts
 
-PORTS = Ports(*range(20000, 20011))
+PORTS = Ports(*range(20000, 20012))
 NODE_PLAN = ClusterPlan("one", Profile.NODE, 0, PORTS, 4, {"etcd": "/bin/etcd"})
 
 

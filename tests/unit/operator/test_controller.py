@@ -11,7 +11,7 @@ from dedicate_operator.controller import Controller
 from dedicate_operator.errors import ClusterError, NotLeaderError
 from dedicate_operator.fence import Fence, read_clock
 from dedicate_operator.identity import Key
-from dedicate_operator.kinds import DEPLOYMENT, ENDPOINT, INGRESS, LEASE, SERVICE
+from dedicate_operator.kinds import DEPLOYMENT, ENDPOINT, INGRESS, INGRESS_CLASS, LEASE, SERVICE
 from dedicate_operator.metrics import Metrics
 from dedicate_operator.settings import Settings
 from tests.unit.operator.builders import DEFAULTS, HUB, custom_resource
@@ -73,7 +73,7 @@ async def test_later_events_are_worked_on(cluster, controller):
     controller.observe_endpoint("ADDED", cluster.put(ENDPOINT, custom_resource()))
     await eventually(lambda: "status" in cluster.objects[ENDPOINT, CHAT])
     service = cluster.objects.pop((SERVICE, CHAT))
-    controller.remove_child(SERVICE, service)
+    controller.remove(SERVICE, None, service)
     await eventually(lambda: (SERVICE, CHAT) in cluster.objects)
 
 
@@ -228,3 +228,29 @@ async def test_ends_of_watches_are_told(cluster, controller, metrics):
     (watcher,) = (item for item in controller._watchers if item.kind == DEPLOYMENT)
     watcher.restarts["gone"] += 2
     assert read(metrics, "watch_restarts_total", resource="deployments", reason="gone") == 2
+
+
+async def test_classes_which_a_role_cannot_grant_are_not_asked_for(cluster, metrics):
+    def list_watches(*namespaces):
+        settings = Settings(DEFAULTS, watch_namespaces=namespaces)
+        made = Controller(settings, cluster, Fence(read_clock), metrics, identity="me_1")
+        return {(str(watcher.kind), watcher.namespace) for watcher in made._watchers}
+
+    watched = list_watches("a", "b")
+    assert {("Gateway", "a"), ("Gateway", "b"), ("Ingress", "a"), ("HTTPRoute", "b")} <= watched
+    assert "IngressClass" not in {kind for kind, _ in watched}
+    assert {("IngressClass", None), ("Gateway", None)} <= list_watches()
+
+
+async def test_new_surroundings_are_worked_on(cluster, controller):
+    cluster.put(ENDPOINT, custom_resource(spec=HUB | {"route": {"className": "nginx"}}))
+    controller.start()
+    await eventually(lambda: (INGRESS, CHAT) in cluster.objects)
+    await eventually(lambda: "ClassNotFound" in str(cluster.objects[ENDPOINT, CHAT].get("status")))
+    nginx = {"metadata": {"name": "nginx"}, "spec": {"controller": "k8s.io/ingress-nginx"}}
+    controller.put(INGRESS_CLASS, None, nginx)
+    await eventually(lambda: "nginx.ingress.kubernetes.io" in str(cluster.objects[INGRESS, CHAT]))
+    controller.remove(INGRESS_CLASS, None, nginx)
+    await eventually(lambda: "ClassNotFound" in str(cluster.objects[ENDPOINT, CHAT].get("status")))
+    controller.forget(INGRESS_CLASS, None)
+    await eventually(lambda: "NotAdmitted" in str(cluster.objects[ENDPOINT, CHAT].get("status")))

@@ -9,11 +9,13 @@ from dedicate_operator.kinds import CLAIM, DEPLOYMENT, DISRUPTION_BUDGET, INGRES
 from dedicate_operator.manifests import build_cache_claim
 from dedicate_operator.observed import Observed, is_leftover, is_owned
 from dedicate_operator.parsing import parse_endpoint
+from dedicate_operator.placement import Placement
 from tests.unit.operator.builders import DEFAULTS, HUB, as_child, custom_resource
 
 CACHED = HUB | {"cache": {"persistentVolumeClaim": {"size": "1Gi", "retentionPolicy": "Delete"}}}
 ENDPOINT = parse_endpoint(custom_resource(spec=CACHED))
-DESIRED = build_desired(ENDPOINT, DEFAULTS, is_routed=True)
+ROUTED = Placement("Ingress")
+DESIRED = build_desired(ENDPOINT, DEFAULTS, ROUTED)
 
 
 def observe(manifests=DESIRED):
@@ -49,7 +51,7 @@ def test_edited_child_is_drifted_with_the_path():
 
 def test_changed_intent_is_drift_even_where_a_field_only_goes():
     selected = parse_endpoint(custom_resource(spec=CACHED | {"scheduling": {"nodeSelector": {"a": "b"}}}))
-    children = observe(build_desired(selected, DEFAULTS, is_routed=True))
+    children = observe(build_desired(selected, DEFAULTS, ROUTED))
     ((manifest, _),) = plan_writes(ENDPOINT, DESIRED, Observed(children)).drifted
     assert kind_of(manifest) == DEPLOYMENT
 
@@ -79,11 +81,17 @@ def test_obsolete_children_go_the_route_first_and_a_retained_cache_stays(policy,
     cached = parse_endpoint(
         custom_resource(spec=HUB | {"cache": {"persistentVolumeClaim": {"size": "1Gi", "retentionPolicy": policy}}})
     )
-    children = observe((*build_desired(cached, DEFAULTS, is_routed=True), build_cache_claim(cached, cached.spec.cache)))
+    children = observe((*build_desired(cached, DEFAULTS, ROUTED), build_cache_claim(cached, cached.spec.cache)))
     plain = parse_endpoint(custom_resource())
-    plan = plan_writes(plain, build_desired(plain, DEFAULTS, is_routed=False), Observed(children))
+    plan = plan_writes(plain, build_desired(plain, DEFAULTS, None), Observed(children))
     expected = [(INGRESS, "chat")] + [(CLAIM, "chat-cache")] * is_deleted
     assert list(plan.obsolete) == expected
+
+
+def test_kept_kinds_are_not_obsolete():
+    unrouted = build_desired(ENDPOINT, DEFAULTS, None)
+    assert plan_writes(ENDPOINT, unrouted, Observed(observe())).obsolete == ((INGRESS, "chat"),)
+    assert plan_writes(ENDPOINT, unrouted, Observed(observe()), kept=frozenset({INGRESS})).obsolete == ()
 
 
 def child(*references, labels=None):

@@ -11,6 +11,7 @@ from dedicate_operator.ingress import build_ingress
 from dedicate_operator.manifests import build_cache_claim, build_deployment, build_keys_secret, build_service
 from dedicate_operator.names import MANIFEST_HASH_ANNOTATION, RENDERED_ANNOTATION, TEMPLATE_HASH_ANNOTATION
 from dedicate_operator.parsing import parse_endpoint
+from dedicate_operator.placement import place_route
 from dedicate_operator.settings import EndpointDefaults
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -85,8 +86,8 @@ def build_all(spec):
     # The template once more, and the specification; test_rendering.py looks at it.
     del deployment["metadata"]["annotations"][RENDERED_ANNOTATION]
     manifests = [build_service(subject), deployment, build_disruption_budget(subject)]
-    if subject.spec.route.type == "Ingress":
-        manifests.append(build_ingress(subject, DEFAULTS))
+    if subject.spec.route.type != "None":
+        manifests.append(build_ingress(subject, place_route(subject, DEFAULTS)))
     if "persistentVolumeClaim" in spec.get("cache", {}):
         manifests.append(build_cache_claim(subject, subject.spec.cache))
     return manifests
@@ -191,7 +192,8 @@ def test_keys_secret():
 
 
 def test_ingress_without_host_or_class_leaves_both_to_the_cluster():
-    ingress = build_ingress(endpoint(HUB | {"route": {"tls": {}}}), EndpointDefaults(image="i"))
+    subject = endpoint(HUB | {"route": {"tls": {}}})
+    ingress = build_ingress(subject, place_route(subject, EndpointDefaults(image="i")))
     assert "host" not in ingress["spec"]["rules"][0]
     assert "ingressClassName" not in ingress["spec"]
     assert ingress["spec"]["tls"] == [{}]

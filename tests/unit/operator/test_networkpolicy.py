@@ -74,12 +74,12 @@ def test_the_endpoint_decides_and_else_the_chart(own, default, restricted):
     spec = HUB | ({"networkPolicy": {"mode": own}} if own else {})
     settings = defaults(NetworkPolicyDefaults(mode=default))
     assert is_restricted(endpoint(spec), settings) is restricted
-    kinds = [kind_of(item) for item in build_desired(endpoint(spec), settings, is_routed=True)]
+    kinds = [kind_of(item) for item in build_desired(endpoint(spec), settings, None)]
     assert (NETWORK_POLICY in kinds) is restricted
 
 
 def test_it_stands_before_there_are_pods():
-    kinds = [kind_of(item).kind for item in build_desired(endpoint(), defaults(), is_routed=True)]
+    kinds = [kind_of(item).kind for item in build_desired(endpoint(), defaults(), None)]
     assert kinds.index("NetworkPolicy") < kinds.index("Deployment")
 
 
@@ -132,7 +132,7 @@ def open_out(policy):
 
 @pytest.mark.parametrize("edit", [narrow, widen, miss, miss_by_label, open_out])
 def test_an_edit_that_changes_what_it_means_is_drift(edit):
-    desired = build_desired(endpoint(), defaults(), is_routed=True)
+    desired = build_desired(endpoint(), defaults(), None)
     children = {(kind_of(item), item["metadata"]["name"]): as_child(item) for item in desired}
     assert plan_writes(endpoint(), desired, Observed(children)).drifted == ()
     edit(children[NETWORK_POLICY, "chat"])
@@ -144,7 +144,7 @@ def test_a_list_that_the_api_server_drops_is_no_drift():
     """Else each pass would write what is there already."""
     peer = {"ipBlock": {"cidr": "10.0.0.0/8", "except": []}}
     spec = HUB | {"networkPolicy": {"allowFrom": [peer]}}
-    desired = build_desired(endpoint(spec), defaults(), is_routed=True)
+    desired = build_desired(endpoint(spec), defaults(), None)
     children = {(kind_of(item), item["metadata"]["name"]): as_child(item) for item in desired}
     stored = children[NETWORK_POLICY, "chat"]["spec"]["ingress"][0]["from"][0]["ipBlock"]
     del stored["except"]
@@ -153,7 +153,7 @@ def test_a_list_that_the_api_server_drops_is_no_drift():
 
 def test_an_empty_selector_is_not_nothing():
     spec = HUB | {"networkPolicy": {"allowFrom": [{"namespaceSelector": {}, "podSelector": {}}]}}
-    desired = build_desired(endpoint(spec), defaults(), is_routed=True)
+    desired = build_desired(endpoint(spec), defaults(), None)
     children = {(kind_of(item), item["metadata"]["name"]): as_child(item) for item in desired}
     del children[NETWORK_POLICY, "chat"]["spec"]["ingress"][0]["from"][0]["namespaceSelector"]
     assert [kind_of(item) for item, _ in plan_writes(endpoint(spec), desired, Observed(children)).drifted] == [

@@ -4,6 +4,7 @@ import pytest
 
 from dedicate_operator.errors import SpecError
 from dedicate_operator.parsing import parse_endpoint
+from dedicate_operator.routes import ParentRef
 from dedicate_operator.spec import (
     Accelerator,
     Auth,
@@ -81,6 +82,7 @@ def test_every_field():
                 "host": "h",
                 "className": "c",
                 "controllerProfile": "IngressNGINX",
+                "parentRefs": [{"name": "g", "namespace": "n", "sectionName": "s", "port": 1}],
                 "tls": {"secretName": "s"},
                 "requestTimeoutSeconds": 10,
                 "maxBodySize": "1Mi",
@@ -102,7 +104,7 @@ def test_every_field():
         drain_s=2,
         rollout_strategy="Recreate",
         auth=Auth("APIKey", "keys", ConfigMapEntry("limits", "l")),
-        route=Route("Ingress", "h", "c", "IngressNGINX", True, "s", 10, "1Mi"),
+        route=Route(None, "h", "c", "IngressNGINX", (ParentRef("g", "n", "s", 1),), True, "s", 10, "1Mi"),
     )
     assert spec.wanted_replicas == 0
 
@@ -161,7 +163,10 @@ def test_claim_model_has_no_cache_and_existing_claim_is_named():
         (HUB | {"resources": {"limits": {"memory": True}}}, "spec.resources.limits.memory"),
         (HUB | {"scheduling": {"nodeSelector": {"a": 1}}}, "spec.scheduling.nodeSelector"),
         (HUB | {"auth": {"mode": "OIDC"}}, "spec.auth.mode"),
-        (HUB | {"route": {"type": "HTTPRoute"}}, "spec.route.type"),
+        (HUB | {"route": {"type": "GRPCRoute"}}, "spec.route.type"),
+        (HUB | {"route": {"controllerProfile": "nginx"}}, "spec.route.controllerProfile"),
+        (HUB | {"route": {"parentRefs": [{}]}}, "spec.route.parentRefs[0].name"),
+        (HUB | {"route": {"parentRefs": [{"name": "g", "port": "80"}]}}, "spec.route.parentRefs[0].port"),
     ],
 )
 def test_what_cannot_be_served_is_named(spec, field):

@@ -10,6 +10,7 @@ from dedicate_operator.manifests import build_deployment
 from dedicate_operator.names import TEMPLATE_HASH_ANNOTATION
 from dedicate_operator.observed import Observed
 from dedicate_operator.parsing import parse_endpoint
+from dedicate_operator.placement import place_route
 from dedicate_operator.routing import build_url
 from dedicate_operator.settings import EndpointDefaults
 from dedicate_operator.situation import Refusal, Situation
@@ -39,7 +40,7 @@ def situation(spec=HUB, *, pods=(), deployment=SETTLED, ingress=ADMITTED, defaul
     if deployment is not None:
         children[DEPLOYMENT, "chat"] = as_child(manifest, **deployment)
     if ingress is not None:
-        children[INGRESS, "chat"] = as_child(build_ingress(endpoint, defaults), **ingress)
+        children[INGRESS, "chat"] = as_child(build_ingress(endpoint, place_route(endpoint, defaults)), **ingress)
     made = tuple(
         pod(current if is_current else "old", name=f"pod-{index}", **fields)
         for index, (is_current, fields) in enumerate(pods)
@@ -71,6 +72,7 @@ def test_serving():
         "readyDisplay": "1/1",
         "selector": "dedicate.dev/endpoint=chat",
         "model": {"name": "org/name"},
+        "route": {"type": "Ingress", "controllerProfile": "Generic"},
         "runtimeImage": "registry/runtime:1",
         "url": "http://192.0.2.1/chat/v1",
         "auth": {"secretName": "chat-api-keys"},
@@ -215,7 +217,11 @@ def test_rollout_past_its_deadline_is_told_with_its_cause():
         ({}, {"route_host": "llm.example"}, None, "http://llm.example/chat/v1"),
         ({"host": "own.example"}, {"route_host": "llm.example"}, {}, "http://own.example/chat/v1"),
         ({"host": "own.example", "tls": {}}, {}, {}, "https://own.example/chat/v1"),
-        ({"host": "own.example", "tls": {}}, {"route_external_port": 8443}, {}, "https://own.example:8443/chat/v1"),
+        ({"host": "own.example", "tls": {}}, {"route_external_port": 8080}, {}, "https://own.example/chat/v1"),
+        ({"host": "own.example", "tls": {}}, {"route_external_tls_port": 8443}, {}, "https://own.example:8443/chat/v1"),
+        ({"host": "own.example", "tls": {}}, {"route_external_tls_port": 443}, {}, "https://own.example/chat/v1"),
+        # TLS ends in front of the ingress controller.
+        ({"host": "own.example"}, {"route_external_scheme": "https"}, {}, "https://own.example/chat/v1"),
         ({"type": "None"}, {"route_host": "llm.example"}, None, "http://chat.team.svc/chat/v1"),
     ],
 )

@@ -168,3 +168,22 @@ def test_children_of_a_kind_that_is_served_no_more_are_gone():
     store.put_child(HTTP_ROUTE, service())
     assert store.note_served(HTTP_ROUTE, is_served=False) == {CHAT}
     assert store.observed(CHAT).children == {}
+
+
+def test_path_is_claimed_by_either_kind_of_route_and_by_none_not():
+    store = Store(DEFAULTS)
+    claims = {
+        "ingress": {"type": "Ingress", "host": "a.example"},
+        "http-route": {"parentRefs": [{"name": "g"}], "host": "a.example"},
+        "anywhere": {},
+        "none": {"type": "None"},
+    }
+    for day, (name, route) in enumerate(claims.items(), 1):
+        spec = HUB | {"dedicate": "shared", "route": route}
+        store.put_endpoint(custom_resource(name, spec, created=f"2026-01-0{day}T00:00:00Z"))
+    assert store.find_route_owner(("a.example", "shared")) == Key("team", "ingress")
+    # No host is another place: a request for a named one goes there first.
+    assert store.find_route_owner((None, "shared")) == Key("team", "anywhere")
+    assert Key("team", "http-route") in store.remove_endpoint(Key("team", "ingress"))
+    assert store.find_route_owner(("a.example", "shared")) == Key("team", "http-route")
+    assert store.record(Key("team", "none")).claim is None

@@ -6,7 +6,7 @@ import pytest
 
 from dedicate_operator.cluster import ResourceList, WatchEvent
 from dedicate_operator.errors import ClusterError
-from dedicate_operator.kinds import HTTP_ROUTE, SERVICE
+from dedicate_operator.kinds import GATEWAY, HTTP_ROUTE, INGRESS_CLASS, SERVICE
 from dedicate_operator.watch import Watcher
 from dedicate_operator.workqueue import Backoff
 
@@ -21,9 +21,11 @@ class ScriptedServer:
     def __init__(self, lists, watches):
         self.lists, self.watches = list(lists), list(watches)
         self.asked: list[str] = []
+        self.labels: list[str | None] = []
 
     async def fetch_list(self, kind, namespace, *, labels=None, fields=None):
         self.asked.append("list")
+        self.labels.append(labels)
         answer = self.lists.pop(0)
         if isinstance(answer, Exception):
             raise answer
@@ -44,14 +46,17 @@ class Recorder:
         self.seen: list[tuple] = []
         self.served: list[tuple[str, bool]] = []
 
-    def replace_children(self, kind, namespace, children, version):
-        self.seen.append(("replace", [child["metadata"]["name"] for child in children], version))
+    def replace(self, kind, namespace, resources, version):
+        self.seen.append(("replace", [resource["metadata"]["name"] for resource in resources], version))
 
-    def put_child(self, kind, child):
-        self.seen.append(("put", child["metadata"]["name"]))
+    def put(self, kind, namespace, resource):
+        self.seen.append(("put", resource["metadata"]["name"]))
 
-    def remove_child(self, kind, child):
-        self.seen.append(("remove", child["metadata"]["name"]))
+    def remove(self, kind, namespace, resource):
+        self.seen.append(("remove", resource["metadata"]["name"]))
+
+    def forget(self, kind, namespace):
+        self.seen.append(("forget", str(kind)))
 
     def note_served(self, kind, *, is_served):
         self.served.append((str(kind), is_served))
@@ -132,6 +137,34 @@ async def test_kind_that_the_cluster_lacks_holds_nobody_up():
     assert sink.served == [("HTTPRoute", False)]
     assert watcher.synced.is_set()
     assert server.asked == ["list"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "error"),
+    [
+        (INGRESS_CLASS, ClusterError('ingressclasses is forbidden: User "x" cannot list', code=403)),
+        (GATEWAY, ClusterError("no such page", code=404)),
+    ],
+)
+async def test_surroundings_that_may_not_be_read_hold_nobody_up(kind, error):
+    server = ScriptedServer([error] * 9, [])
+    watcher, sink = await follow(server, kind)
+    assert sink.seen == [("forget", str(kind))]
+    assert watcher.synced.is_set()
+
+
+async def test_what_is_known_of_surroundings_is_kept_while_an_api_server_that_starts_knows_no_roles():
+    refusal = ClusterError('gateways is forbidden: User "x" cannot watch', code=403)
+    server = ScriptedServer([([resource("a", "5")], "10")], [[refusal], [refusal], [refusal]])
+    _, sink = await follow(server, GATEWAY)
+    assert sink.seen == [("replace", ["a"], "10")]
+
+
+async def test_children_are_selected_by_label_and_surroundings_are_not():
+    for kind, labels in ((SERVICE, "app.kubernetes.io/managed-by=dedicate-operator"), (GATEWAY, None)):
+        server = ScriptedServer([([], "10")], [])
+        await follow(server, kind)
+        assert server.labels == [labels]
 
 
 async def test_kind_that_every_cluster_has_is_asked_for_until_it_answers():
