@@ -41,6 +41,7 @@ class Cluster:
         *,
         gpus: int = DEFAULT_GPUS,
         ingress_port: int | None = None,
+        feature_gates: tuple[str, ...] = (),
         say: Callable[[str], None] = lambda _line: None,
     ) -> None:
         """Describe a cluster; nothing is started.
@@ -50,6 +51,7 @@ class Cluster:
             profile: how much of a cluster.
             gpus: how many `nvidia.com/gpu` the node offers.
             ingress_port: the ingress controller's port on loopback; None for any free one.
+            feature_gates: of the API server, as `Name=true`.
             say: receives a line whenever there is progress to tell.
         """
         self.name = name
@@ -57,6 +59,7 @@ class Cluster:
         self.paths = ClusterPaths.of(name)
         self._gpus = gpus
         self._ingress_port = ingress_port
+        self._feature_gates = feature_gates
         self._say = say
 
     def up(self, *, bound_to: int | None = None) -> Cluster:
@@ -214,7 +217,9 @@ class Cluster:
 
     def _start_keeper(self, binaries: dict[str, str], owner_pid: int | None) -> None:
         """Start the keeper, which detaches itself once it holds the cluster's lock."""
-        request = ClusterRequest(self.name, self.profile, self._gpus, self._ingress_port, owner_pid, binaries)
+        request = ClusterRequest(
+            self.name, self.profile, self._gpus, self._ingress_port, owner_pid, binaries, self._feature_gates
+        )
         self.paths.root.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.paths.status.unlink(missing_ok=True)
         with self.paths.keeper_log.open("wb") as log:

@@ -107,6 +107,7 @@ def _api_server(plan: ClusterPlan, paths: ClusterPaths) -> Component:
             f"--proxy-client-key-file={pki}/front-proxy-client.key",
             "--enable-aggregator-routing=true",
             "--profiling=false",
+            *((f"--feature-gates={','.join(plan.feature_gates)}",) if plan.feature_gates else ()),
             # Without a node nobody reaches the Service `kubernetes`, and loopback is no lawful endpoint of it.
             *(("--endpoint-reconciler-type=none", *_audit_flags(paths)) if plan.profile is Profile.API else ()),
         ),

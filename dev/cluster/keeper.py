@@ -72,6 +72,7 @@ def _keep(request: ClusterRequest, paths: ClusterPaths) -> None:
         ports=choose_ports(request.profile, request.ingress_port),
         gpus=request.gpus,
         binaries=request.binaries,
+        feature_gates=request.feature_gates,
     )
     with ExitStack() as cleanup:
         if request.profile is Profile.NODE:

@@ -55,6 +55,7 @@ class ClusterPlan:
     ports: Ports
     gpus: int
     binaries: dict[str, str]
+    feature_gates: tuple[str, ...] = ()
 
     @property
     def slot_number(self) -> int:
@@ -132,7 +133,8 @@ class ClusterPlan:
         """Return the plan that `to_json` wrote."""
         raw: dict[str, Any] = json.loads(text)
         plan = cls(**raw)
-        return replace(plan, profile=Profile(raw["profile"]), ports=Ports(**raw["ports"]))
+        gates = tuple(plan.feature_gates)
+        return replace(plan, profile=Profile(raw["profile"]), ports=Ports(**raw["ports"]), feature_gates=gates)
 
 
 @dataclass(frozen=True)
@@ -145,6 +147,7 @@ class ClusterRequest:
     ingress_port: int | None
     owner_pid: int | None
     binaries: dict[str, str]
+    feature_gates: tuple[str, ...] = ()
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))
@@ -153,4 +156,5 @@ class ClusterRequest:
     def from_json(cls, text: str) -> ClusterRequest:
         """Return the request that `to_json` wrote."""
         raw: dict[str, Any] = json.loads(text)
-        return cls(**(raw | {"profile": Profile(raw["profile"])}))
+        gates = tuple(raw.get("feature_gates", ()))
+        return cls(**(raw | {"profile": Profile(raw["profile"]), "feature_gates": gates}))

@@ -2,6 +2,7 @@
 -- What comes about by itself is Progressing; every other reason needs somebody, and is Degraded.
 local progressing = {
   Starting = true, RollingOut = true, Draining = true, AwaitingGPU = true, NotAdmitted = true,
+  NotStarted = true, Downloading = true, WaitingForModel = true,
 }
 local resting = { Suspended = true, ScaledToZero = true }
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from dedicate_operator.spec import ClaimSource, Endpoint, ExistingClaimCache, HubSource
+from dedicate_operator.spec import ClaimSource, EmptyDirCache, Endpoint, ExistingClaimCache, HubSource, OwnedClaimCache
 
 # Room for the advice behind the longest message.
 MAX_ADVICE_LENGTH = 320
@@ -81,8 +81,27 @@ def _advise_gated(endpoint: Endpoint, _: str) -> str:
     source = endpoint.spec.model.source
     if isinstance(source, HubSource) and source.token_secret:
         secret = source.token_secret
-        return f"Accept the model's terms with the token's account, renew Secret {secret}, then {_renew(endpoint)}"
+        return f"Accept the model's terms with the token's account, and renew Secret {secret} if its token changes"
     return "Accept the model's terms on the hub and name a Secret with your token in spec.model.tokenSecretRef"
+
+
+def _advise_unauthorized(endpoint: Endpoint, _: str) -> str:
+    source = endpoint.spec.model.source
+    if isinstance(source, HubSource) and source.token_secret:
+        secret = source.token_secret
+        return f"Renew the token in Secret {secret}, with the right to read the repository, or correct spec.model.uri"
+    return "Correct spec.model.uri, or name a Secret with your token in spec.model.tokenSecretRef"
+
+
+def _advise_disk(endpoint: Endpoint, _: str) -> str:
+    cache = endpoint.spec.cache
+    if isinstance(cache, OwnedClaimCache):
+        return "Raise spec.cache.persistentVolumeClaim.size, or remove other models from the claim"
+    if isinstance(cache, ExistingClaimCache):
+        return f"Enlarge claim {cache.name}, or remove other models from it"
+    if isinstance(cache, EmptyDirCache) and cache.size_limit:
+        return f"Raise spec.cache.emptyDir.sizeLimit (now {cache.size_limit})"
+    return "Give the model a claim in spec.cache, or nodes with a larger disk"
 
 
 def _advise_device(endpoint: Endpoint, _: str) -> str:
@@ -140,7 +159,6 @@ _SENTENCES: Mapping[str, str] = {
     "InvalidArguments": "Correct spec.runtime.args",
     "UnsupportedModel": "Choose another model; one that brings its own code needs spec.model.remoteCode Allow",
     "OutOfMemory": "Lower spec.model.maxModelLength, choose a smaller model or dtype, or a larger device",
-    "DiskFull": "Ask for a larger spec.cache",
     "ContextTooLong": "Lower spec.model.maxModelLength",
     "HubUnreachable": "Check DNS, proxy and NetworkPolicy; HF_ENDPOINT in spec.runtime.env names a mirror",
     "StartupTimeout": "Raise spec.startup.timeoutSeconds, or let a claim in spec.cache keep the download",
@@ -148,6 +166,7 @@ _SENTENCES: Mapping[str, str] = {
     "GatewayNotFound": "Correct spec.route.parentRefs, or the chart's route.parentRefs",
     "GatewayNotNamed": "Name a Gateway in spec.route.parentRefs, or in the chart's route.parentRefs",
     "GatewayAPINotInstalled": "Install the Gateway API (v1.2 or newer) and a controller, or set type Ingress",
+    "CorruptFile": "It is fetched again; if it stays so, ask who runs the hub or the mirror, or replace the cache",
     "NameConflict": "Rename the endpoint, or remove what holds the name",
 }
 _ADVISORS: Mapping[str, Advisor] = {
@@ -158,6 +177,8 @@ _ADVISORS: Mapping[str, Advisor] = {
     "ClaimNotFound": _advise_claim,
     "ModelNotFound": _advise_model,
     "GatedRepo": _advise_gated,
+    "Unauthorized": _advise_unauthorized,
+    "DiskFull": _advise_disk,
     "ModelCorrupt": _advise_corrupt,
     "NotAdmitted": _advise_admission,
     "DeviceUnavailable": _advise_device,

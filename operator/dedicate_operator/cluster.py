@@ -24,7 +24,7 @@ from dedicate_operator import names
 from dedicate_operator.errors import ClusterError
 from dedicate_operator.fence import Fence
 from dedicate_operator.identity import Key
-from dedicate_operator.kinds import ENDPOINT, EVENT, LEASE, SECRET, Json, Kind, kind_of
+from dedicate_operator.kinds import CONFIG_MAP, ENDPOINT, EVENT, LEASE, SECRET, Json, Kind, kind_of
 from dedicate_operator.leadership import TRANSIT_S
 from dedicate_operator.metrics import Metrics
 
@@ -154,15 +154,21 @@ class Cluster:
 
     async def apply(self, manifest: Json) -> Json:
         """Make the object be as the manifest says, taking fields over from others; return it as it is now."""
+        return await self._write(self._prepare_apply(manifest))
+
+    async def try_apply(self, manifest: Json) -> Json:
+        """Return what the object would be if the manifest were applied; nothing changes."""
+        return await self._write(self._prepare_apply(manifest, dryRun="All"))
+
+    def _prepare_apply(self, manifest: Json, **params: str) -> BasicRequest:
         metadata = manifest["metadata"]
-        request = self._prepare(
+        return self._prepare(
             "patch",
             kind_of(manifest),
             Key(metadata["namespace"], metadata["name"]),
             body=manifest,
-            params={"fieldManager": names.FIELD_MANAGER, "force": "true"},
+            params={"fieldManager": names.FIELD_MANAGER, "force": "true", **params},
         )
-        return await self._write(request)
 
     async def apply_status(self, key: Key, uid: str, status: Json) -> Json:
         """Replace the operator's part of an endpoint's status; return the endpoint as it is now.
@@ -192,8 +198,14 @@ class Cluster:
 
     async def create_secret(self, manifest: Json) -> bool:
         """Create the Secret; return False if one of its name exists, which is never read or changed."""
-        metadata = manifest["metadata"]
-        request = self._prepare("post", SECRET, Key(metadata["namespace"], ""), body=manifest)
+        return await self._create(SECRET, manifest)
+
+    async def create_config_map(self, manifest: Json) -> bool:
+        """Create the ConfigMap; return False if one of its name exists, which is never read or changed."""
+        return await self._create(CONFIG_MAP, manifest)
+
+    async def _create(self, kind: Kind, manifest: Json) -> bool:
+        request = self._prepare("post", kind, Key(manifest["metadata"]["namespace"], ""), body=manifest)
         try:
             await self._write(request)
         except ClusterError as error:

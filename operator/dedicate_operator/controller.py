@@ -18,6 +18,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from dedicate_operator.cluster import Cluster
+from dedicate_operator.downloads import Downloads, ProgressPage
 from dedicate_operator.election import Election
 from dedicate_operator.errors import ClusterError, NotLeaderError
 from dedicate_operator.fence import Fence, read_clock
@@ -58,7 +59,11 @@ class Controller:
         self._namespaces: tuple[str | None, ...] = settings.watch_namespaces or (None,)
         self._store = Store(settings.defaults)
         self._queue: WorkQueue[Key] = WorkQueue(clock=time.monotonic, random=random.random, backoff=_BACKOFF)
-        self._reconciler = Reconciler(cluster, self._store, settings.defaults, now=lambda: datetime.now(UTC))
+        self._progress = ProgressPage()
+        self._downloads = Downloads(self._progress, notify=self._queue.add, clock=time.monotonic)
+        self._reconciler = Reconciler(
+            cluster, self._store, settings.defaults, downloads=self._downloads, now=lambda: datetime.now(UTC)
+        )
         self._watchers = [
             Watcher(
                 kind,
@@ -98,6 +103,7 @@ class Controller:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._election.resign()
+        await self._progress.close()
         await self._cluster.close()
 
     def find_obstacle(self) -> str | None:
@@ -191,6 +197,7 @@ class Controller:
             async with asyncio.TaskGroup() as workers:
                 for index in range(_NUM_WORKERS):
                     workers.create_task(self._work(), name=f"worker {index}")
+                workers.create_task(self._downloads.run(), name="downloads")
         finally:
             self._working_since = None
 

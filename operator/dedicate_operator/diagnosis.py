@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
@@ -28,6 +28,8 @@ EXIT_REASONS: Mapping[int, str] = {
     16: "DiskFull",
     17: "ContextTooLong",
     18: "HubUnreachable",
+    19: "Unauthorized",
+    20: "CorruptFile",
     70: "InternalError",
 }
 SECRET_NOT_FOUND = "SecretNotFound"  # noqa: S105 - a reason
@@ -52,10 +54,11 @@ _BACK_OFF_PREFIX = re.compile(r'^Back-off pulling image "[^"]*": (ErrImagePull: 
 
 @dataclass(frozen=True, slots=True)
 class Cause:
-    """What keeps a pod from serving."""
+    """What keeps a pod from serving. `is_download`: the model cannot be had, which the download itself found out."""
 
     reason: str
     message: str
+    is_download: bool = False
 
 
 def diagnose(pods: Sequence[Json], events: Mapping[str, Sequence[Json]], *, startup_timeout_s: int) -> Cause | None:
@@ -80,19 +83,32 @@ def diagnose_pod(pod: Json, events: Sequence[Json], startup_timeout_s: int) -> C
         return Cause(str(status["reason"]), str(status.get("message") or "the pod was ended by its node"))
     return (
         _diagnose_scheduling(pod)
-        or _diagnose_container(status, startup_timeout_s)
+        or _diagnose_download(find_download(pod))
+        or _diagnose_container(_find_container(status), startup_timeout_s)
         or next(filter(None, map(_diagnose_event, events)), None)
     )
 
 
 def is_waiting_for_volumes(pod: Json) -> bool:
     """Tell whether only the pod's Events can say what it waits for."""
-    container = _find_container(pod.get("status") or {})
+    download = find_download(pod)
+    container = _find_container(pod.get("status") or {}) if download is None or _has_ended(download) else download
     if container is None:
         scheduled = find_condition(pod, "PodScheduled")
         return scheduled is not None and scheduled.get("status") == "True"
     waiting = (container.get("state") or {}).get("waiting") or {}
     return waiting.get("reason") in {"ContainerCreating", "PodInitializing"}
+
+
+def find_download(pod: Json) -> Json | None:
+    """Return the status of the container that downloads the model, None where there is none."""
+    containers: list[Json] = (pod.get("status") or {}).get("initContainerStatuses") or []
+    return next((item for item in containers if item.get("name") == names.DOWNLOAD_CONTAINER), None)
+
+
+def is_downloading(pod: Json) -> bool:
+    """Tell whether the pod's download runs."""
+    return "running" in ((find_download(pod) or {}).get("state") or {})
 
 
 def diagnose_replica_failure(deployment: Json) -> Cause | None:
@@ -116,8 +132,21 @@ def _diagnose_scheduling(pod: Json) -> Cause | None:
     return Cause(str(condition.get("reason") or UNSCHEDULABLE), message)
 
 
-def _diagnose_container(status: Json, startup_timeout_s: int) -> Cause | None:
-    container = _find_container(status)
+def _has_ended(download: Json) -> bool:
+    terminated = (download.get("state") or {}).get("terminated") or {}
+    return terminated.get("exitCode") == 0
+
+
+def _diagnose_download(download: Json | None) -> Cause | None:
+    """Like the runtime's container; only that there is no time within which a download has to end."""
+    if download is None or _has_ended(download):
+        return None
+    cause = _diagnose_container(download, startup_timeout_s=None)
+    is_own = cause is not None and cause.reason in EXIT_REASONS.values()
+    return replace(cause, is_download=True) if cause is not None and is_own else cause
+
+
+def _diagnose_container(container: Json | None, startup_timeout_s: int | None) -> Cause | None:
     if container is None:
         return None
     state, last = container.get("state") or {}, container.get("lastState") or {}
@@ -136,7 +165,8 @@ def _diagnose_container(status: Json, startup_timeout_s: int) -> Cause | None:
     return _diagnose_exit(terminated, has_started=bool(container.get("started")), timeout_s=startup_timeout_s)
 
 
-def _diagnose_exit(terminated: Mapping[str, Any], *, has_started: bool, timeout_s: int) -> Cause | None:
+def _diagnose_exit(terminated: Mapping[str, Any], *, has_started: bool, timeout_s: int | None) -> Cause | None:
+    what = "the download" if timeout_s is None else "the runtime"
     code, reason = int(terminated.get("exitCode", 0)), str(terminated.get("reason", ""))
     message = str(terminated.get("message") or "").strip()
     if reason == "OOMKilled":
@@ -144,12 +174,12 @@ def _diagnose_exit(terminated: Mapping[str, Any], *, has_started: bool, timeout_
     if reason in _START_REASONS:
         return Cause("ContainerStart", message)
     if code in EXIT_REASONS:
-        return Cause(EXIT_REASONS[code], message or f"the runtime ended with exit code {code}")
-    if not has_started and _ran_for_s(terminated) >= timeout_s:
+        return Cause(EXIT_REASONS[code], message or f"{what} ended with exit code {code}")
+    if timeout_s is not None and not has_started and _ran_for_s(terminated) >= timeout_s:
         return Cause("StartupTimeout", f"the model was not ready within spec.startup.timeoutSeconds ({timeout_s} s)")
     if code == 0:
         return None
-    return Cause("CrashLoop", f"the runtime ended with exit code {code}" + (f": {message}" if message else ""))
+    return Cause("CrashLoop", f"{what} ended with exit code {code}" + (f": {message}" if message else ""))
 
 
 def _diagnose_event(event: Json) -> Cause | None:

@@ -39,6 +39,7 @@ INGRESS_CLASS = Kind("networking.k8s.io", "v1", "IngressClass", "ingressclasses"
 GATEWAY = Kind("gateway.networking.k8s.io", "v1", "Gateway", "gateways")
 POD = Kind("", "v1", "Pod", "pods")
 SECRET = Kind("", "v1", "Secret", "secrets")
+CONFIG_MAP = Kind("", "v1", "ConfigMap", "configmaps")
 EVENT = Kind("", "v1", "Event", "events")
 LEASE = Kind("coordination.k8s.io", "v1", "Lease", "leases")
 
@@ -61,7 +62,7 @@ WATCHED = (*CHILDREN, POD)
 # What others keep and routes depend on; read where the operator may.
 SURROUNDING = (INGRESS_CLASS, GATEWAY)
 
-_BY_TYPE = {(kind.api_version, kind.kind): kind for kind in (*CHILDREN, SECRET)}
+_BY_TYPE = {(kind.api_version, kind.kind): kind for kind in (*CHILDREN, SECRET, CONFIG_MAP)}
 
 
 def kind_of(manifest: Json) -> Kind:

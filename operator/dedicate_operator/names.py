@@ -39,6 +39,13 @@ LIMITS_VOLUME = "limits"
 LIMITS_DIR = "/etc/dedicate/limits"
 MODELS_VOLUME = "model"
 MODELS_DIR = "/models"
+# Where the download puts a link to the snapshot that the runtime loads.
+MODEL_LINK = f"{MODELS_DIR}/current"
+DOWNLOAD_CONTAINER = "model-download"
+PROGRESS_PORT_NAME = "progress"
+PIN_VOLUME = "model-pin"
+PIN_DIR = "/etc/dedicate/model"
+PIN_KEY = "commit"
 CACHE_VOLUME = "cache"
 CACHE_DIR = "/cache"
 TMP_VOLUME = "tmp"
@@ -57,6 +64,11 @@ def keys_secret_name(endpoint: str) -> str:
 
 def cache_claim_name(endpoint: str) -> str:
     return f"{endpoint}-cache"
+
+
+def pin_name(endpoint: str, request: str) -> str:
+    """Return the name of the ConfigMap with the commit that a request was resolved to; each request has its own."""
+    return f"{endpoint}-model-{hashlib.sha256(request.encode()).hexdigest()[:8]}"
 
 
 def build_labels(endpoint: str) -> dict[str, str]:

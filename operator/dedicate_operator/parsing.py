@@ -29,6 +29,7 @@ from dedicate_operator.spec import (
     EndpointSpec,
     ExistingClaimCache,
     HubSource,
+    ImageSource,
     Model,
     NetworkPolicy,
     NetworkPolicyMode,
@@ -42,6 +43,7 @@ from dedicate_operator.spec import (
     SamplingDefaults,
     ScalingMetric,
     Scheduling,
+    Source,
     UpgradePolicy,
 )
 
@@ -54,6 +56,7 @@ _HUB_URI = re.compile(r"hf://(?P<repository>[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-
 _CLAIM_URI = re.compile(
     r"pvc://(?P<claim>[a-z0-9]([-a-z0-9.]*[a-z0-9])?)/?(?P<path>[A-Za-z0-9_][A-Za-z0-9._-]*(/[A-Za-z0-9_][A-Za-z0-9._-]*)*)?"
 )
+_IMAGE_URI = re.compile(r"oci://(?P<reference>[A-Za-z0-9][A-Za-z0-9._:/@-]*)")
 
 
 def parse_endpoint(resource: Mapping[str, Any]) -> Endpoint:
@@ -137,7 +140,7 @@ def _parse_model(model: Fields) -> Model:
     )
 
 
-def _parse_source(model: Fields) -> HubSource | ClaimSource:
+def _parse_source(model: Fields) -> Source:
     uri = model.text("uri")
     if match := _HUB_URI.fullmatch(uri):
         token = model.optional_child("tokenSecretRef")
@@ -147,12 +150,14 @@ def _parse_source(model: Fields) -> HubSource | ClaimSource:
             token_secret=token.text("name") if token else None,
             token_key=(token.optional_text("key") if token else None) or "token",
         )
+    for name in ("revision", "tokenSecretRef"):
+        if model.has(name):
+            raise model.error(name, "goes with an hf:// model only")
     if match := _CLAIM_URI.fullmatch(uri):
-        for name in ("revision", "tokenSecretRef"):
-            if model.has(name):
-                raise model.error(name, "goes with an hf:// model only")
         return ClaimSource(claim=match["claim"], path=match["path"] or "")
-    raise model.error("uri", f"must be hf://organisation/name or pvc://claim/path, not {uri!r}")
+    if match := _IMAGE_URI.fullmatch(uri):
+        return ImageSource(match["reference"])
+    raise model.error("uri", f"must be hf://organisation/name, pvc://claim/path or oci://image, not {uri!r}")
 
 
 def _parse_cache(cache: Fields) -> Cache:

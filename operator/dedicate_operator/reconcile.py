@@ -14,20 +14,23 @@ from typing import Protocol
 
 from dedicate_operator.apikeys import ApiKeys, SecretCreator
 from dedicate_operator.autoscaler import build_autoscaler, select_scaler
+from dedicate_operator.caching import find_commit, read_pinned
 from dedicate_operator.cluster import ResourceList
 from dedicate_operator.desired import Plan, build_desired, plan_writes
 from dedicate_operator.diagnosis import is_waiting_for_volumes
+from dedicate_operator.downloads import Downloads
 from dedicate_operator.errors import ClusterError
 from dedicate_operator.handover import plan_handover
 from dedicate_operator.identity import Key
-from dedicate_operator.kinds import ENDPOINT, EVENT, POD, SCALED_OBJECT, Json, Kind, kind_of
+from dedicate_operator.kinds import DEPLOYMENT, ENDPOINT, EVENT, POD, SCALED_OBJECT, Json, Kind, kind_of
 from dedicate_operator.observed import is_leftover, is_owned, is_terminating
+from dedicate_operator.pins import ConfigMapCreator, Pins
 from dedicate_operator.rendering import plan_rendering
 from dedicate_operator.reporting import Reporter, StatusWriter
 from dedicate_operator.scaling import plan_replicas
 from dedicate_operator.settings import EndpointDefaults
 from dedicate_operator.situation import Refusal, Situation
-from dedicate_operator.spec import Endpoint
+from dedicate_operator.spec import Endpoint, HubSource, ImageSource
 from dedicate_operator.status import build_invalid_status, build_status
 from dedicate_operator.store import EndpointRecord, Store, key_of
 from dedicate_operator.workload import is_awaiting_accelerator, is_ready
@@ -44,9 +47,12 @@ _LEFTOVER_PERIOD_S = 5.0
 _MAX_PODS_ASKED = 3
 
 _MISSING = "missing"
+# An API server that knows the field and leaves it out, and one that does not know it.
+_IMAGE_LEFT_OUT = "the image volume is left out"
+_NO_IMAGE_VOLUMES = (_IMAGE_LEFT_OUT, ".image: field not declared in schema")
 
 
-class ClusterApi(SecretCreator, StatusWriter, Protocol):
+class ClusterApi(SecretCreator, ConfigMapCreator, StatusWriter, Protocol):
     """What a reconcile asks of the API server."""
 
     async def fetch(self, kind: Kind, key: Key) -> Json | None: ...
@@ -57,6 +63,8 @@ class ClusterApi(SecretCreator, StatusWriter, Protocol):
 
     async def apply(self, manifest: Json) -> Json: ...
 
+    async def try_apply(self, manifest: Json) -> Json: ...
+
     async def overwrite(self, manifest: Json) -> Json: ...
 
     async def delete(self, kind: Kind, key: Key) -> None: ...
@@ -66,13 +74,21 @@ class Reconciler:
     """Brings endpoints and cluster together, one key at a time."""
 
     def __init__(
-        self, cluster: ClusterApi, store: Store, defaults: EndpointDefaults, *, now: Callable[[], datetime]
+        self,
+        cluster: ClusterApi,
+        store: Store,
+        defaults: EndpointDefaults,
+        *,
+        downloads: Downloads,
+        now: Callable[[], datetime],
     ) -> None:
         self._cluster = cluster
         self._store = store
         self._defaults = defaults
         self._now = now
         self._api_keys = ApiKeys(cluster, now=now)
+        self._pins = Pins(cluster)
+        self._downloads = downloads
         self._reporter = Reporter(cluster, store, now=now)
 
     async def reconcile(self, key: Key) -> float | None:
@@ -84,6 +100,8 @@ class Reconciler:
         record = self._store.record(key)
         if record is None or is_terminating(record.resource):
             self._api_keys.forget(key)
+            self._pins.forget(key)
+            self._downloads.forget(key)
             return None
         if record.endpoint is None:
             generation = record.resource["metadata"].get("generation", 0)
@@ -123,12 +141,13 @@ class Reconciler:
         refusal, keys_s = _refuse_names(foreign, endpoint), None
         if refusal is None:
             try:
+                await self._check_image(endpoint, plan)
                 keys_s = await self._api_keys.ensure(endpoint, record.status)
                 await self._write(endpoint, plan)
             except ClusterError as error:
-                if error.is_retryable or error.is_not_found:
+                refusal = _find_refusal(endpoint, error)
+                if refusal is None:
                     raise
-                refusal = Refusal("QuotaExceeded" if error.is_over_quota else "ChildRefused", str(error))
         situation = replace(situation, refusal=refusal or conflict)
         events_s = await self._report(record, situation)
         again_s = (keys_s, events_s, handover.again_s, _REFUSAL_PERIOD_S if situation.refusal else None)
@@ -166,6 +185,20 @@ class Reconciler:
                 foreign.append(present)
         return foreign
 
+    async def _check_image(self, endpoint: Endpoint, plan: Plan) -> None:
+        """Try a model that is an image first: an API server without image volumes leaves it out of pods unsaid.
+
+        Raises:
+            ClusterError: it would be left out.
+        """
+        if not isinstance(endpoint.spec.model.source, ImageSource):
+            return
+        for manifest in (*plan.missing, *(manifest for manifest, _ in plan.drifted)):
+            if kind_of(manifest) == DEPLOYMENT:
+                volumes = (await self._cluster.try_apply(manifest))["spec"]["template"]["spec"].get("volumes") or []
+                if not any("image" in volume for volume in volumes):
+                    raise ClusterError(_IMAGE_LEFT_OUT, code=422)
+
     async def _write(self, endpoint: Endpoint, plan: Plan) -> None:
         for manifest in plan.missing:
             await self._apply(manifest, _MISSING)
@@ -189,9 +222,16 @@ class Reconciler:
 
     async def _report(self, record: EndpointRecord, situation: Situation) -> float | None:
         """Publish the status; return when to ask for Events again, if a pod waits for volumes."""
-        observed = self._store.observed(situation.endpoint.key)
-        has_keys = self._api_keys.is_made(situation.endpoint, record.status)
-        situation = replace(situation, observed=observed, has_keys=has_keys, surroundings=self._store.surroundings)
+        observed, source = self._store.observed(situation.endpoint.key), situation.endpoint.spec.model.source
+        situation = replace(
+            situation,
+            observed=observed,
+            has_keys=self._api_keys.is_made(situation.endpoint, record.status),
+            surroundings=self._store.surroundings,
+            pinned=read_pinned(source, record.status) if isinstance(source, HubSource) else None,
+            progress=self._downloads.follow(situation.endpoint.key, observed.pods),
+        )
+        await self._pins.ensure(situation.endpoint, record.status, find_commit(situation))
         waiting = [pod for pod in observed.pods if not is_ready(pod) and is_waiting_for_volumes(pod)]
         if waiting:
             situation = replace(situation, events=await self._fetch_events(waiting))
@@ -207,6 +247,20 @@ class Reconciler:
             found = await self._cluster.fetch_list(EVENT, namespace, fields=fields)
             events[uid] = sorted(found.items, key=_event_time, reverse=True)
         return events
+
+
+def _find_refusal(endpoint: Endpoint, error: ClusterError) -> Refusal | None:
+    """Return why the API server will not have the children as they are, None where it may have them later."""
+    is_image = isinstance(endpoint.spec.model.source, ImageSource)
+    if is_image and any(words in str(error) for words in _NO_IMAGE_VOLUMES):
+        return Refusal(
+            "ImageVolumeUnsupported",
+            "spec.model.uri is an image, and this cluster has no image volumes: they are on by default from Kubernetes "
+            "1.35, and need the feature gate ImageVolume before; use pvc:// or hf:// instead",
+        )
+    if error.is_retryable or error.is_not_found:
+        return None
+    return Refusal("QuotaExceeded" if error.is_over_quota else "ChildRefused", str(error))
 
 
 def _refuse_names(foreign: Sequence[Json], endpoint: Endpoint) -> Refusal | None:

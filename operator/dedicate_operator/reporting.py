@@ -20,7 +20,9 @@ _LOG = logging.getLogger(__name__)
 # Reasons in the ordinary course of things; not worth a warning, and of a new endpoint not worth an Event.
 _USUAL_REASONS = frozenset(
     {
+        "Downloading",
         "NotAdmitted",
+        "NotStarted",
         "Pending",
         "RollingOut",
         "ScaledToZero",
@@ -29,6 +31,7 @@ _USUAL_REASONS = frozenset(
         "Suspended",
         "UpToDate",
         "UpgradeAvailable",
+        "WaitingForModel",
     }
 )
 

@@ -41,6 +41,9 @@ class NetworkPolicyDefaults:
     extra_egress: tuple[dict[str, Any], ...] = ()
 
 
+_URL = re.compile(r"https?://[A-Za-z0-9.:-]{1,255}(/[A-Za-z0-9._~/-]{0,255})?")
+
+
 @dataclass(frozen=True, slots=True)
 class EndpointDefaults:
     """What an endpoint that leaves a field out is given. `None`: the cluster decides."""
@@ -57,6 +60,7 @@ class EndpointDefaults:
     prometheus_url: str | None = None
     network_policy: NetworkPolicyDefaults = NetworkPolicyDefaults()
     route_external_tls_port: int | None = None
+    hub_endpoint: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +106,7 @@ class Settings:
                 prometheus_url=reader.optional("DEDICATE_PROMETHEUS_URL", _URL, "a URL"),
                 network_policy=_read_network_policy(reader),
                 route_external_tls_port=reader.port("DEDICATE_ROUTE_EXTERNAL_TLS_PORT"),
+                hub_endpoint=reader.optional("DEDICATE_HUB_ENDPOINT", _URL, "a URL such as https://hub.example.com"),
             ),
             watch_namespaces=reader.names("DEDICATE_WATCH_NAMESPACES", _DNS_LABEL),
             lease_name=reader.optional("DEDICATE_LEASE_NAME", _DNS_NAME, "a DNS name") or "dedicate-operator",

@@ -36,6 +36,16 @@ class Refusal:
 
 
 @dataclass(frozen=True, slots=True)
+class DownloadProgress:
+    """How far a pod's download is, by its own account. `trouble` says what it waits for to pass."""
+
+    stage: str
+    downloaded_bytes: int
+    total_bytes: int
+    trouble: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Situation:
     """All that a status is computed from.
 
@@ -46,6 +56,8 @@ class Situation:
         pending_upgrade: what an upgrade of the operator left as it was in the pods.
         scaler: the kind of the autoscaler that this cluster calls for, None where nothing scales.
         surroundings: what others keep that routes depend on.
+        pinned: the commit that what the specification asks for was resolved to before.
+        progress: of the download that goes on, as far as it is known.
     """
 
     endpoint: Endpoint
@@ -57,3 +69,5 @@ class Situation:
     pending_upgrade: str | None = None
     scaler: Kind | None = None
     surroundings: Surroundings = field(default_factory=Surroundings)
+    pinned: str | None = None
+    progress: DownloadProgress | None = None

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -24,6 +25,9 @@ AuthMode = Literal["APIKey", "None"]
 NetworkPolicyMode = Literal["Restricted", "None"]
 
 
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+
+
 @dataclass(frozen=True, slots=True)
 class HubSource:
     """A repository on the Hugging Face hub."""
@@ -41,6 +45,16 @@ class HubSource:
     def default_name(self) -> str:
         return self.repository
 
+    @property
+    def commit(self) -> str | None:
+        """The revision, if it cannot move."""
+        return self.revision if self.revision and _COMMIT.fullmatch(self.revision) else None
+
+    @property
+    def request(self) -> str:
+        """What is resolved to a commit, once."""
+        return f"{self.uri}@{self.revision or 'main'}"
+
 
 @dataclass(frozen=True, slots=True)
 class ClaimSource:
@@ -55,8 +69,23 @@ class ClaimSource:
 
 
 @dataclass(frozen=True, slots=True)
+class ImageSource:
+    """An image whose root is the model's folder, mounted as a volume."""
+
+    reference: str
+
+    @property
+    def default_name(self) -> str:
+        """The repository's last part, without tag and digest."""
+        return self.reference.partition("@")[0].rpartition("/")[2].partition(":")[0]
+
+
+Source = HubSource | ClaimSource | ImageSource
+
+
+@dataclass(frozen=True, slots=True)
 class Model:
-    source: HubSource | ClaimSource
+    source: Source
     served_name: str | None = None
     dtype: Dtype = "Auto"
     max_length_tokens: int | None = None

@@ -11,6 +11,7 @@ from dataclasses import replace
 from dedicate_operator import names
 from dedicate_operator.advice import MAX_ADVICE_LENGTH, advise
 from dedicate_operator.autoscaler import build_autoscaler_active
+from dedicate_operator.caching import build_cached, build_model_status
 from dedicate_operator.diagnosis import SECRET_NOT_FOUND
 from dedicate_operator.kinds import Json
 from dedicate_operator.rendering import find_image
@@ -28,6 +29,7 @@ def build_status(situation: Situation) -> Json:
     endpoint = situation.endpoint
     workload = assess_workload(situation)
     url = build_url(situation)
+    cached = build_cached(situation, workload)
     secret = select_keys_secret(endpoint) if situation.has_keys else None
     status: Json = {
         "observedGeneration": endpoint.generation,
@@ -35,11 +37,12 @@ def build_status(situation: Situation) -> Json:
         "readyReplicas": workload.num_ready,
         "readyDisplay": f"{workload.num_ready}/{endpoint.spec.wanted_replicas}",
         "selector": names.format_selector(endpoint.key.name),
-        "model": {"name": endpoint.spec.model.served_names[0]},
         "route": build_route_status(situation),
+        "model": build_model_status(situation, cached),
         "runtimeImage": _find_runtime_image(situation),
         "conditions": _format(
-            [_advise(condition, endpoint) for condition in _build_conditions(situation, workload)], endpoint.generation
+            [_advise(condition, endpoint) for condition in _build_conditions(situation, workload, cached)],
+            endpoint.generation,
         ),
     }
     return status | ({"url": url} if url else {}) | ({"auth": {"secretName": secret}} if secret else {})
@@ -96,20 +99,20 @@ def _advise(condition: Condition, endpoint: Endpoint) -> Condition:
     return replace(condition, message=advise(endpoint, condition.reason, message))
 
 
-def _build_conditions(situation: Situation, workload: Workload) -> list[Condition]:
+def _build_conditions(situation: Situation, workload: Workload, cached: Condition) -> list[Condition]:
     accepted = _build_accepted(situation, workload)
     available = build_available(situation, workload)
     routed = build_routed(situation)
     progressing = build_progressing(situation, workload)
     scaled = build_autoscaler_active(situation)
-    ready = _build_ready(accepted, available, routed, workload)
-    return [ready, accepted, available, routed, progressing, *([scaled] if scaled else [])]
+    ready = _build_ready((accepted, cached, available, routed), available, routed, workload)
+    return [ready, accepted, cached, available, routed, progressing, *([scaled] if scaled else [])]
 
 
-def _build_ready(accepted: Condition, available: Condition, routed: Condition, workload: Workload) -> Condition:
+def _build_ready(needed: Sequence[Condition], available: Condition, routed: Condition, workload: Workload) -> Condition:
     """Say whether requests are answered: a pod is ready, of whatever template, and the route leads to it."""
     if available.is_false or routed.is_false:
-        holding_back = next(condition for condition in (accepted, available, routed) if condition.is_false)
+        holding_back = next(condition for condition in needed if condition.is_false)
         return Condition("Ready", "False", holding_back.reason, holding_back.message)
     if workload.num_ready_current:
         return Condition("Ready", "True", "Serving", available.message)

@@ -9,15 +9,15 @@ import copy
 from typing import Any
 
 from dedicate_operator import names
-from dedicate_operator.settings import EndpointDefaults
-from dedicate_operator.spec import (
-    ClaimSource,
-    Endpoint,
-    EndpointSpec,
-    ExistingClaimCache,
-    HubSource,
-    OwnedClaimCache,
+from dedicate_operator.modelpod import (
+    build_download,
+    build_env,
+    build_model_mounts,
+    build_model_volumes,
+    model_folder,
 )
+from dedicate_operator.settings import EndpointDefaults
+from dedicate_operator.spec import Endpoint, EndpointSpec
 
 Manifest = dict[str, Any]
 
@@ -74,8 +74,10 @@ def _build_pod_spec(endpoint: Endpoint, defaults: EndpointDefaults) -> Manifest:
         "volumes": _build_volumes(endpoint),
         "topologySpreadConstraints": _build_spread(endpoint),
     }
+    download = build_download(endpoint, defaults, _build_shared(spec, defaults))
     pull_secrets = spec.runtime.image_pull_secrets or defaults.image_pull_secrets
     optional: Manifest = {
+        "initContainers": [download] if download else [],
         "imagePullSecrets": [{"name": name} for name in pull_secrets],
         "nodeSelector": dict(scheduling.node_selector),
         "tolerations": copy.deepcopy(list(scheduling.tolerations)),
@@ -86,30 +88,40 @@ def _build_pod_spec(endpoint: Endpoint, defaults: EndpointDefaults) -> Manifest:
     return pod | {key: value for key, value in optional.items() if value}
 
 
-def _build_container(endpoint: Endpoint, defaults: EndpointDefaults) -> Manifest:
-    spec = endpoint.spec
-    container: Manifest = {
-        "name": names.CONTAINER,
+def _build_shared(spec: EndpointSpec, defaults: EndpointDefaults) -> Manifest:
+    """Return what every container of the pod has in common."""
+    return {
         "image": select_image(spec, defaults),
-        "args": build_args(endpoint),
-        "env": _build_env(spec),
-        "ports": [
-            {"name": names.API_PORT_NAME, "containerPort": names.API_PORT, "protocol": "TCP"},
-            {"name": names.MANAGEMENT_PORT_NAME, "containerPort": names.MANAGEMENT_PORT, "protocol": "TCP"},
-        ],
+        # A download asks for what the runtime has, which costs nothing, as they never run at once, and keeps the pod's
+        # quality of service what the author made it.
         "resources": _build_resources(spec),
         "securityContext": {
             "allowPrivilegeEscalation": False,
             "readOnlyRootFilesystem": True,
             "capabilities": {"drop": ["ALL"]},
         },
+        "terminationMessagePath": names.FAILURE_FILE,
+        "terminationMessagePolicy": "File",
+    }
+
+
+def _build_container(endpoint: Endpoint, defaults: EndpointDefaults) -> Manifest:
+    spec = endpoint.spec
+    container: Manifest = {
+        "name": names.CONTAINER,
+        **_build_shared(spec, defaults),
+        "args": build_args(endpoint),
+        "env": build_env(spec, {"HF_HUB_OFFLINE": {"value": "1"}}),
+        "ports": [
+            {"name": names.API_PORT_NAME, "containerPort": names.API_PORT, "protocol": "TCP"},
+            {"name": names.MANAGEMENT_PORT_NAME, "containerPort": names.MANAGEMENT_PORT, "protocol": "TCP"},
+        ],
         "startupProbe": _build_probe("/startupz", _STARTUP_PERIOD_S, -(-spec.startup_timeout_s // _STARTUP_PERIOD_S)),
         "readinessProbe": _build_probe("/readyz", period_s=5, failures=2),
         "livenessProbe": _build_probe("/healthz", period_s=10, failures=3),
-        "terminationMessagePath": names.FAILURE_FILE,
-        "terminationMessagePolicy": "File",
         "volumeMounts": _build_mounts(endpoint),
     }
+    _add_accelerator(container["resources"], spec)
     if spec.pre_stop_s:
         container["lifecycle"] = {"preStop": {"sleep": {"seconds": spec.pre_stop_s}}}
     return container
@@ -118,11 +130,9 @@ def _build_container(endpoint: Endpoint, defaults: EndpointDefaults) -> Manifest
 def build_args(endpoint: Endpoint) -> list[str]:
     """Return the runtime's command line; the author's own arguments come last, where they win."""
     spec, model = endpoint.spec, endpoint.spec.model
-    args = ["--model", _model_argument(model.source), "--dedicate", spec.dedicate]
+    args = ["--model", model_folder(model.source), "--dedicate", spec.dedicate]
     for name in model.served_names:
         args += ["--served-model-name", name]
-    if isinstance(model.source, HubSource) and model.source.revision:
-        args += ["--revision", model.source.revision]
     args += ["--device", "cuda" if spec.accelerator.count else "cpu"]
     args += ["--dtype", model.dtype.lower(), "--sampling-defaults", model.sampling_defaults.lower()]
     if model.max_length_tokens is not None:
@@ -140,38 +150,23 @@ def build_args(endpoint: Endpoint) -> list[str]:
     return [*args, *spec.runtime.args]
 
 
-def _model_argument(source: HubSource | ClaimSource) -> str:
-    if isinstance(source, HubSource):
-        return source.uri
-    return f"{names.MODELS_DIR}/{source.path}".rstrip("/")
-
-
-def _build_env(spec: EndpointSpec) -> list[Manifest]:
-    env: dict[str, Manifest] = {"HOME": {"value": names.TMP_DIR}}
-    source = spec.model.source
-    if isinstance(source, ClaimSource):
-        env["HF_HUB_OFFLINE"] = {"value": "1"}
-    else:
-        env["HF_HOME"] = {"value": f"{names.CACHE_DIR}/huggingface"}
-        if source.token_secret:
-            reference = {"name": source.token_secret, "key": source.token_key}
-            env["HF_TOKEN"] = {"valueFrom": {"secretKeyRef": reference}}
-    for variable in copy.deepcopy(spec.runtime.env):
-        env[variable.pop("name")] = variable
-    return [{"name": name, **value} for name, value in env.items()]
-
-
 def _build_resources(spec: EndpointSpec) -> Manifest:
     requests, limits = dict(spec.resources.requests), dict(spec.resources.limits)
     for name, request, limit in _DEFAULT_RESOURCES:
         # Only where the author named neither: a default beside a given one could contradict it.
         if name not in requests and name not in limits:
             requests[name], limits[name] = request, limit
-    if spec.accelerator.count:
-        limits[spec.accelerator.resource_name] = str(spec.accelerator.count)
-        # Extended resources take request = limit; a request that differs would be refused.
-        requests.pop(spec.accelerator.resource_name, None)
+    for amounts in (requests, limits):
+        # Of the runtime alone, which adds it itself.
+        if spec.accelerator.count:
+            amounts.pop(spec.accelerator.resource_name, None)
     return {"requests": requests, "limits": limits}
+
+
+def _add_accelerator(resources: Manifest, spec: EndpointSpec) -> None:
+    if spec.accelerator.count:
+        # Extended resources take request = limit; a request that differs would be refused.
+        resources["limits"][spec.accelerator.resource_name] = str(spec.accelerator.count)
 
 
 def _build_probe(path: str, period_s: int, failures: int) -> Manifest:
@@ -193,11 +188,7 @@ def _build_mounts(endpoint: Endpoint) -> list[Manifest]:
     if endpoint.spec.auth.limits is not None:
         # The whole folder: a single file mounted by subPath is never renewed by the kubelet.
         mounts.append({"name": names.LIMITS_VOLUME, "mountPath": names.LIMITS_DIR, "readOnly": True})
-    if isinstance(endpoint.spec.model.source, ClaimSource):
-        mounts.append({"name": names.MODELS_VOLUME, "mountPath": names.MODELS_DIR, "readOnly": True})
-    if endpoint.spec.cache is not None:
-        mounts.append({"name": names.CACHE_VOLUME, "mountPath": names.CACHE_DIR})
-    return mounts
+    return mounts + build_model_mounts(endpoint)
 
 
 def _build_volumes(endpoint: Endpoint) -> list[Manifest]:
@@ -212,21 +203,7 @@ def _build_volumes(endpoint: Endpoint) -> list[Manifest]:
     if spec.auth.limits is not None:
         config_map = {"name": spec.auth.limits.name, "defaultMode": 0o440}
         volumes.append({"name": names.LIMITS_VOLUME, "configMap": config_map})
-    if isinstance(spec.model.source, ClaimSource):
-        claim = {"claimName": spec.model.source.claim}
-        volumes.append({"name": names.MODELS_VOLUME, "persistentVolumeClaim": claim})
-    if spec.cache is not None:
-        volumes.append({"name": names.CACHE_VOLUME, **_build_cache_source(endpoint)})
-    return volumes
-
-
-def _build_cache_source(endpoint: Endpoint) -> Manifest:
-    cache = endpoint.spec.cache
-    if isinstance(cache, OwnedClaimCache):
-        return {"persistentVolumeClaim": {"claimName": names.cache_claim_name(endpoint.key.name)}}
-    if isinstance(cache, ExistingClaimCache):
-        return {"persistentVolumeClaim": {"claimName": cache.name}}
-    return {"emptyDir": {"sizeLimit": cache.size_limit} if cache and cache.size_limit else {}}
+    return volumes + build_model_volumes(endpoint)
 
 
 def _build_spread(endpoint: Endpoint) -> list[Manifest]:

@@ -10,7 +10,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from dedicate_operator import names
-from dedicate_operator.diagnosis import UNSCHEDULABLE, Cause, diagnose, diagnose_pod, diagnose_replica_failure
+from dedicate_operator.diagnosis import (
+    UNSCHEDULABLE,
+    Cause,
+    diagnose,
+    diagnose_pod,
+    diagnose_replica_failure,
+    is_downloading,
+)
 from dedicate_operator.kinds import Json
 from dedicate_operator.observed import find_condition, is_terminating
 from dedicate_operator.situation import Condition, Situation
@@ -23,6 +30,7 @@ class Workload:
     num_ready: int
     num_current: int
     num_ready_current: int
+    num_downloading: int
     cause: Cause | None
     is_rolling_out: bool
 
@@ -41,6 +49,7 @@ def assess_workload(situation: Situation) -> Workload:
         num_ready=sum(map(is_ready, pods)),
         num_current=len(current),
         num_ready_current=sum(map(is_ready, current)),
+        num_downloading=sum(map(is_downloading, current)),
         cause=cause,
         is_rolling_out=_is_rolling_out(deployment),
     )
@@ -81,6 +90,8 @@ def build_available(situation: Situation, workload: Workload) -> Condition:
         return Condition(type_, "False", reason, f"{field_name}: no pod runs")
     if workload.num_ready:
         return Condition(type_, "True", "MinimumReplicas", f"{workload.num_ready} of {wanted} pods ready")
+    if workload.num_downloading or (workload.cause is not None and workload.cause.is_download):
+        return Condition(type_, "False", "WaitingForModel", "pods wait for their model; see the condition ModelCached")
     if workload.cause is not None:
         return Condition(type_, "False", workload.cause.reason, workload.cause.message)
     return Condition(type_, "False", "Starting", "pods start and load the model")

@@ -22,6 +22,8 @@ class ExitCode(IntEnum):
     DISK_FULL = 16
     CONTEXT_TOO_LONG = 17
     HUB_UNREACHABLE = 18
+    UNAUTHORIZED = 19
+    CORRUPT_FILE = 20
     INTERNAL_ERROR = 70
 
 

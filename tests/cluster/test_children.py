@@ -122,7 +122,8 @@ def test_route_of_type_none_has_no_ingress(namespace):
     namespace.await_children("seallm")
     namespace.merge("seallm", {"route": {"type": "None"}})
     eventually(lambda: namespace.ingress("seallm") is None)
-    assert namespace.endpoint("seallm")["status"]["url"] == f"http://seallm.{namespace.name}.svc/seallm/v1"
+    url = f"http://seallm.{namespace.name}.svc/seallm/v1"
+    eventually(lambda: namespace.endpoint("seallm")["status"]["url"] == url)
 
 
 def test_the_network_policy_goes_and_comes_with_its_mode(namespace):

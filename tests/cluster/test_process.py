@@ -136,6 +136,11 @@ def test_sigterm_ends_it_cleanly(operator):
 @pytest.mark.parametrize(
     ("verb", "group", "resource"),
     [
+        ("get", "", "configmaps"),
+        ("list", "", "configmaps"),
+        ("watch", "", "configmaps"),
+        ("delete", "", "configmaps"),
+        ("patch", "", "configmaps"),
         ("get", "", "secrets"),
         ("list", "", "secrets"),
         ("watch", "", "secrets"),
@@ -143,7 +148,6 @@ def test_sigterm_ends_it_cleanly(operator):
         ("patch", "", "secrets"),
         ("create", "", "pods"),
         ("delete", "", "pods"),
-        ("get", "", "configmaps"),
         ("list", "", "namespaces"),
         ("list", "apiextensions.k8s.io", "customresourcedefinitions"),
         ("create", "rbac.authorization.k8s.io", "roles"),

@@ -170,6 +170,9 @@ SPECS = {
     "limits": {"model": HUB, "auth": {"mode": "APIKey", "limitsConfigMapRef": {"name": "team-limits"}}},
     "no-pre-stop": {"model": HUB, "termination": {"preStopSeconds": 0, "drainSeconds": 0}},
     "autoscaling": {"model": HUB, "autoscaling": {"maxReplicas": 4, "metric": {"targetValue": 8}}},
+    "image": {"model": {"uri": "oci://registry.example.com/llama:1"}},
+    "commit": {"model": HUB | {"revision": "0" * 40}},
+    "size-limit": {"model": HUB, "cache": {"emptyDir": {"sizeLimit": "20Gi"}}},
     "existing-claim": {"model": HUB, "cache": {"existingClaim": {"name": "hub"}}},
     **{f"dtype-{dtype}": {"model": HUB | {"dtype": dtype}} for dtype in ("Auto", "Float32", "BFloat16", "Float16")},
 }

@@ -37,6 +37,7 @@ def test_there_is_one_for_each_promise():
         "autoscaling-keda",
         "httproute",
         "tls",
+        "gated-model-shared-cache",
     }
 
 

@@ -19,6 +19,7 @@ from dedicate_operator.observed import Observed
 from dedicate_operator.placement import place_route
 from dedicate_operator.routes import ParentRef
 from dedicate_operator.settings import Settings as OperatorSettings
+from dedicate_runtime.download.options import build_parser
 from dedicate_runtime.errors import ExitCode
 from dedicate_runtime.settings import _build_parser
 from dev.chart import render
@@ -80,6 +81,35 @@ class TestRuntimeOptions:
             assert variable.isidentifier()
 
 
+class TestDownloadOptions:
+    @pytest.fixture
+    def options(self):
+        actions = build_parser({})._actions
+        return {action.option_strings[-1]: action for action in actions if action.dest != "help"}
+
+    @pytest.fixture
+    def rows(self, contract):
+        return {strip(row["option"]): row["default"] for row in contract.table("Arguments of the download")}
+
+    def test_names(self, options, rows):
+        assert list(options) == list(rows)
+
+    def test_defaults(self, options, rows):
+        for name, told in rows.items():
+            default = options[name].default
+            if default is None:
+                assert told in {"none", "the default branch", "required"}, name
+            else:
+                assert strip(told) == ("off" if default is False else default), name
+
+    def test_each_may_come_from_the_environment(self, options):
+        examples = {"--model": "hf://a/b", "--verify": "all", "--log-level": "debug"}
+        for name in options:
+            variable = f"DEDICATE_{name.removeprefix('--').replace('-', '_').upper()}"
+            found = build_parser({variable: examples.get(name, "1")}).parse_args([])
+            assert str(getattr(found, name.removeprefix("--").replace("-", "_"))) in {examples.get(name, "1"), "True"}
+
+
 class TestExitCodes:
     def test_document_runtime_and_operator_agree(self, contract):
         documented = {
@@ -136,6 +166,7 @@ class TestOperatorEnvironment:
                 "externalTLSPort": 8443,
             },
             "autoscaling": {"prometheusUrl": "http://prometheus.monitoring:9090"},
+            "models": {"hubEndpoint": "http://hub.example.com:8080/mirror"},
             "logging": {"format": "plain", "level": "debug"},
             "ports": {"liveness": 8181, "metrics": 8282},
             "networkPolicy": {
@@ -168,6 +199,7 @@ class TestOperatorEnvironment:
         assert settings.defaults.route_external_scheme == "https"
         assert settings.defaults.route_external_port == 8080
         assert settings.defaults.route_external_tls_port == 8443
+        assert settings.defaults.hub_endpoint == "http://hub.example.com:8080/mirror"
         assert (settings.log_format, settings.log_level) == ("plain", "debug")
         assert settings.liveness_port == 8181 == container["ports"][0]["containerPort"]
         assert settings.metrics_port == 8282 == container["ports"][1]["containerPort"]
@@ -247,4 +279,4 @@ class TestFiles:
     def test_paths(self, contract):
         documented = {strip(row["path or variable"]) for row in contract.table("Files and environment")}
         folders = {names.KEYS_DIR, names.LIMITS_DIR, names.MODELS_DIR, names.CACHE_DIR, names.TMP_DIR, names.SHM_DIR}
-        assert documented == folders | {"HF_TOKEN", "HF_HUB_OFFLINE=1"}
+        assert documented == folders | {names.PIN_DIR, "HF_TOKEN", "HF_ENDPOINT", "HF_HUB_OFFLINE=1"}

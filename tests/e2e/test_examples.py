@@ -22,6 +22,7 @@ EXPECTED = {
     "tls.yaml": NO_HUB,
     "pvc-model.yaml": {"DeviceUnavailable", "Unschedulable"},
     "private-hub-model.yaml": {"SecretNotFound", "Unschedulable"},
+    "gated-model-shared-cache.yaml": {"Unschedulable", "ClaimNotFound"},
     "limits.yaml": NO_HUB | {"SecretNotFound"},
     "two-replicas.yaml": {"Unschedulable", "ClaimNotFound"},
     "autoscaling.yaml": NO_HUB,

@@ -77,6 +77,8 @@ helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version | replace 
   value: {{ .Values.route.externalScheme | quote }}
 - name: DEDICATE_ROUTE_EXTERNAL_PORT
   value: {{ .Values.route.externalPort | default "" | toString | quote }}
+- name: DEDICATE_ROUTE_EXTERNAL_TLS_PORT
+  value: {{ .Values.route.externalTLSPort | default "" | toString | quote }}
 - name: DEDICATE_PROMETHEUS_URL
   value: {{ .Values.autoscaling.prometheusUrl | quote }}
 {{- $policy := .Values.networkPolicy.endpoints }}
@@ -89,8 +91,8 @@ helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version | replace 
   value: {{ prepend $policy.metricsFrom $operator | toJson | quote }}
 - name: DEDICATE_NETWORK_POLICY_EXTRA_EGRESS
   value: {{ $policy.extraEgress | toJson | quote }}
-- name: DEDICATE_ROUTE_EXTERNAL_TLS_PORT
-  value: {{ .Values.route.externalTLSPort | default "" | toString | quote }}
+- name: DEDICATE_HUB_ENDPOINT
+  value: {{ .Values.models.hubEndpoint | quote }}
 - name: DEDICATE_LOG_FORMAT
   value: {{ .Values.logging.format | quote }}
 - name: DEDICATE_LOG_LEVEL
@@ -196,6 +198,10 @@ seccompProfile:
 - apiGroups: [""]
   resources: [events]
   verbs: [create, list]
+# The commit that a model's first download found, written once; no ConfigMap is ever read.
+- apiGroups: [""]
+  resources: [configmaps]
+  verbs: [create]
 # The generated key, written once; no Secret is ever read.
 - apiGroups: [""]
   resources: [secrets]

@@ -33,8 +33,9 @@ def test_only_a_cluster_with_a_node_listens_beyond_loopback() -> None:
 
 
 def test_a_plan_and_a_request_survive_being_written_down() -> None:
-    assert ClusterPlan.from_json(NODE_PLAN.to_json()) == NODE_PLAN
-    request = ClusterRequest("one", Profile.API, 4, None, 17, {"etcd": "/bin/etcd"})
+    gated = replace(NODE_PLAN, feature_gates=("A=true",))
+    assert ClusterPlan.from_json(gated.to_json()) == gated
+    request = ClusterRequest("one", Profile.API, 4, None, 17, {"etcd": "/bin/etcd"}, ("A=true", "B=false"))
     assert ClusterRequest.from_json(request.to_json()) == request
 
 

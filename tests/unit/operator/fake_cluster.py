@@ -23,6 +23,7 @@ class FakeCluster:
         self.events = []
         self.pod_events = []
         self.secrets = {}
+        self.config_maps = {}
         self.writes = []
         self.reads = []
         self.refusals = {}
@@ -30,6 +31,7 @@ class FakeCluster:
         self.is_closed = False
         self.refuse_name = None
         self.lease_error = None
+        self.has_no_image_volumes = False
         self.put(LEASE, {"metadata": {"namespace": self.namespace, "name": LEASE_KEY.name}, "spec": {}})
 
     def put(self, kind, resource):
@@ -78,6 +80,14 @@ class FakeCluster:
             merged["metadata"]["uid"] = old["metadata"]["uid"]
         return self.put(kind, merged)
 
+    async def try_apply(self, manifest):
+        self._write("try", kind_of(manifest), manifest["metadata"]["name"])
+        tried = copy.deepcopy(manifest)
+        if self.has_no_image_volumes:
+            spec = tried["spec"]["template"]["spec"]
+            spec["volumes"] = [volume for volume in spec["volumes"] if "image" not in volume]
+        return tried
+
     async def overwrite(self, manifest):
         self.writes.append(("overwrite", str(kind_of(manifest)), manifest["metadata"]["name"]))
         return self.put(kind_of(manifest), manifest)
@@ -93,6 +103,11 @@ class FakeCluster:
         self._write("create", "Secret", manifest["metadata"]["name"])
         name = manifest["metadata"]["name"]
         return self.secrets.setdefault(name, manifest) is manifest
+
+    async def create_config_map(self, manifest):
+        self._write("create", "ConfigMap", manifest["metadata"]["name"])
+        name = manifest["metadata"]["name"]
+        return self.config_maps.setdefault(name, manifest) is manifest
 
     async def create_event(self, manifest):
         self.events.append((manifest["type"], manifest["reason"]))

@@ -26,9 +26,11 @@ def manifest(api_version, kind, **metadata):
 
 WRITES = {
     "apply": lambda cluster: cluster.apply(manifest("apps/v1", "Deployment")),
+    "try_apply": lambda cluster: cluster.try_apply(manifest("apps/v1", "Deployment")),
     "apply_status": lambda cluster: cluster.apply_status(KEY, "uid", {}),
     "overwrite": lambda cluster: cluster.overwrite(manifest("v1", "Service")),
     "create_secret": lambda cluster: cluster.create_secret(manifest("v1", "Secret")),
+    "create_config_map": lambda cluster: cluster.create_config_map(manifest("v1", "ConfigMap")),
     "create_event": lambda cluster: cluster.create_event(manifest("v1", "Event")),
     "delete": lambda cluster: cluster.delete(SERVICE, KEY),
 }
@@ -144,6 +146,8 @@ MEASURED = {
     "apply": ("patch", "deployments", "200"),
     "apply_status": ("patch", "dedicatedendpoints/status", "200"),
     "overwrite": ("patch", "services", "200"),
+    "try_apply": ("patch", "deployments", "200"),
+    "create_config_map": ("create", "configmaps", "200"),
     "create_secret": ("create", "secrets", "200"),
     "create_event": ("create", "events", "200"),
     "delete": ("delete", "services", "200"),

@@ -188,3 +188,28 @@ def test_replica_failure():
     assert diagnose_replica_failure(deployment("True", "violates PodSecurity")).reason == "PodRefused"
     assert diagnose_replica_failure(deployment("False", "")) is None
     assert diagnose_replica_failure({}) is None
+
+
+def with_download(**status):
+    subject = waiting("PodInitializing")
+    subject["status"]["initContainerStatuses"] = [{"name": "model-download", "image": "i", **status}]
+    return subject
+
+
+@pytest.mark.parametrize(
+    ("subject", "is_waiting"),
+    [
+        (with_download(state={"waiting": {"reason": "PodInitializing"}}), True),
+        (with_download(state={"running": {}}), False),
+        (with_download(state={"waiting": {"reason": "CrashLoopBackOff"}}), False),
+        (with_download(state={"terminated": {"exitCode": 0}}), True),
+    ],
+)
+def test_a_pod_that_downloads_waits_for_no_volume(subject, is_waiting):
+    assert is_waiting_for_volumes(subject) is is_waiting
+
+
+def test_a_download_has_no_time_within_which_it_must_end():
+    terminated = {"exitCode": 143, "startedAt": "2026-01-01T00:00:00Z", "finishedAt": "2026-01-01T09:00:00Z"}
+    cause = diagnose_pod(with_download(state={"terminated": terminated}), (), 10)
+    assert cause == Cause("CrashLoop", "the download ended with exit code 143")

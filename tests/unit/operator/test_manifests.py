@@ -136,7 +136,7 @@ def test_startup_budget_is_never_shorter_than_asked():
 
 def test_environment_has_each_name_once_and_the_authors_wins():
     env = container(HUB | {"runtime": {"env": [{"name": "HOME", "value": "/x"}, {"name": "A"}]}})["env"]
-    assert [item["name"] for item in env] == ["HOME", "HF_HOME", "A"]
+    assert [item["name"] for item in env] == ["HOME", "HF_HUB_OFFLINE", "A"]
     assert env[0]["value"] == "/x"
 
 

@@ -8,6 +8,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
+from dedicate_operator.downloads import Downloads
 from dedicate_operator.errors import ClusterError
 from dedicate_operator.identity import Key
 from dedicate_operator.kinds import (
@@ -38,7 +39,16 @@ class World:
         self.cluster = FakeCluster()
         self.store = Store(DEFAULTS)
         self.now = datetime(2026, 1, 1, tzinfo=UTC)
-        self.reconciler = Reconciler(self.cluster, self.store, DEFAULTS, now=lambda: self.now)
+        self.progress = {}
+        self.downloads = Downloads(self, notify=lambda _: None, clock=lambda: 0.0)
+        self.reconciler = self.build_reconciler(DEFAULTS)
+
+    def build_reconciler(self, defaults):
+        """Return an operator with these defaults over the same store."""
+        return Reconciler(self.cluster, self.store, defaults, downloads=self.downloads, now=lambda: self.now)
+
+    async def fetch_progress(self, address):
+        return self.progress.get(address)
 
     def add(self, name="chat", spec=HUB, **metadata):
         self.store.put_endpoint(self.cluster.put(ENDPOINT, custom_resource(name, spec, **metadata)))
@@ -95,7 +105,9 @@ async def test_fresh_process_over_settled_objects_writes_nothing(world):
     await world.reconcile()
     fresh = World()
     fresh.cluster = world.cluster
-    fresh.reconciler = Reconciler(fresh.cluster, fresh.store, DEFAULTS, now=lambda: fresh.now)
+    fresh.reconciler = Reconciler(
+        fresh.cluster, fresh.store, DEFAULTS, downloads=fresh.downloads, now=lambda: fresh.now
+    )
     for (kind, _), resource in list(world.cluster.objects.items()):
         if kind in CHILDREN:
             fresh.store.put_child(kind, resource)
@@ -108,7 +120,7 @@ async def test_fresh_process_over_settled_objects_writes_nothing(world):
 async def test_promise_05_an_operator_with_another_image_writes_the_status_alone(world):
     world.add()
     await world.reconcile()
-    newer = Reconciler(world.cluster, world.store, replace(DEFAULTS, image="registry/runtime:2"), now=lambda: world.now)
+    newer = world.build_reconciler(replace(DEFAULTS, image="registry/runtime:2"))
     world.cluster.writes.clear()
     await newer.reconcile(CHAT)
     assert [write for write in world.cluster.writes if write[0] != "status"] == []
@@ -118,7 +130,7 @@ async def test_promise_05_an_operator_with_another_image_writes_the_status_alone
 
 async def test_autoscaler_is_exchanged_one_after_the_other(world):
     defaults = replace(DEFAULTS, prometheus_url="http://prometheus:9090")
-    world.reconciler = Reconciler(world.cluster, world.store, defaults, now=lambda: world.now)
+    world.reconciler = world.build_reconciler(defaults)
     world.add(spec=HUB | {"autoscaling": {"maxReplicas": 2, "metric": {"targetValue": 8}}})
     await world.reconcile()
     assert ("apply", "HorizontalPodAutoscaler", "chat") in world.cluster.writes
@@ -310,7 +322,7 @@ async def test_fault_that_passes_is_no_condition(world, error):
 async def test_specification_of_another_version_is_told_and_children_stay(world):
     world.add()
     await world.reconcile()
-    world.store.put_endpoint(world.cluster.put(ENDPOINT, custom_resource(spec={"model": {"uri": "oci://x"}})))
+    world.store.put_endpoint(world.cluster.put(ENDPOINT, custom_resource(spec={"model": {"uri": "s3://x"}})))
     await world.reconcile()
     assert world.cluster.writes == [("status", "DedicatedEndpoint", "chat")]
     assert world.conditions()["Accepted"] == ("False", "InvalidSpec")
@@ -337,3 +349,49 @@ async def test_ready_pods_are_told(world):
     await world.reconcile()
     assert world.conditions()["Ready"] == ("True", "Serving")
     assert world.store.record(CHAT).status["url"] == "http://192.0.2.1/chat/v1"
+
+
+IMAGE = {"model": {"uri": "oci://registry/chat:1"}}
+
+
+async def test_an_image_is_tried_before_a_pod_could_start_without_it(world):
+    world.add(spec=IMAGE)
+    world.cluster.has_no_image_volumes = True
+    assert await world.reconcile() == 30
+    assert world.cluster.writes == [("try", "Deployment", "chat"), ("status", "DedicatedEndpoint", "chat")]
+    assert world.conditions()["Accepted"] == ("False", "ImageVolumeUnsupported")
+    world.cluster.has_no_image_volumes = False
+    await world.reconcile()
+    assert ("apply", "Deployment", "chat") in world.cluster.writes
+    assert world.conditions()["Accepted"] == ("True", "Valid")
+
+
+async def test_an_image_that_the_api_server_does_not_know_is_told(world):
+    world.add(spec=IMAGE)
+    words = 'failed to create typed patch object: .spec.template.spec.volumes[name="model"].image: field not declared'
+    world.cluster.refusals[DEPLOYMENT] = ClusterError(f"{words} in schema", code=500)
+    await world.reconcile()
+    assert world.conditions()["Accepted"] == ("False", "ImageVolumeUnsupported")
+
+
+async def test_the_commit_is_pinned_before_the_status_records_it(world):
+    world.add()
+    await world.reconcile()
+    said = {"exitCode": 0, "message": '{"commit": "%s", "bytes": 5}' % ("1" * 40)}
+    args = world.cluster.objects[DEPLOYMENT, CHAT]["spec"]["template"]["spec"]["initContainers"][0]["args"]
+    made = pod(world.template_hash(), ready=True)
+    made["spec"] = {"initContainers": [{"name": "model-download", "args": args}]}
+    made["status"]["initContainerStatuses"] = [{"name": "model-download", "state": {"terminated": said}}]
+    world.observe(POD, made)
+    await world.reconcile()
+    (pin,) = world.cluster.config_maps
+    assert world.cluster.writes == [("create", "ConfigMap", pin), ("status", "DedicatedEndpoint", "chat")]
+    assert world.store.record(CHAT).status["model"]["resolvedRevision"] == "1" * 40
+    fresh = World()
+    fresh.cluster, fresh.reconciler = (
+        world.cluster,
+        Reconciler(world.cluster, world.store, DEFAULTS, downloads=world.downloads, now=lambda: world.now),
+    )
+    world.cluster.writes.clear()
+    await fresh.reconciler.reconcile(CHAT)
+    assert world.cluster.writes == []

@@ -14,6 +14,7 @@ from dedicate_operator.spec import (
     EndpointSpec,
     ExistingClaimCache,
     HubSource,
+    ImageSource,
     Model,
     OwnedClaimCache,
     Resources,
@@ -116,6 +117,9 @@ def test_every_field():
         ("pvc://claim/", ClaimSource("claim", ""), "claim"),
         ("pvc://claim/a", ClaimSource("claim", "a"), "a"),
         ("pvc://cl.aim/a/B-2.0", ClaimSource("cl.aim", "a/B-2.0"), "B-2.0"),
+        ("oci://llama", ImageSource("llama"), "llama"),
+        ("oci://r.example:5000/a/llama:v1", ImageSource("r.example:5000/a/llama:v1"), "llama"),
+        ("oci://r/a/llama:v1@sha256:00", ImageSource("r/a/llama:v1@sha256:00"), "llama"),
         ("hf://Org-1/Na.me_2", HubSource("Org-1/Na.me_2"), "Org-1/Na.me_2"),
     ],
 )
@@ -123,6 +127,13 @@ def test_sources(uri, source, name):
     model = parse({"model": {"uri": uri}}).spec.model
     assert model.source == source
     assert model.served_names == (name,)
+
+
+def test_only_a_whole_commit_is_one():
+    assert HubSource("a/b", "0" * 40).commit == "0" * 40
+    assert HubSource("a/b", "0" * 39).commit is None
+    assert HubSource("a/b").request == "hf://a/b@main"
+    assert HubSource("a/b", "v1").request == "hf://a/b@v1"
 
 
 def test_served_name_comes_before_the_derived_one():
@@ -142,10 +153,13 @@ def test_claim_model_has_no_cache_and_existing_claim_is_named():
         ({}, "spec.model.uri"),
         ({"model": {"uri": 3}}, "spec.model.uri"),
         ({"model": "hf://a/b"}, "spec.model"),
-        ({"model": {"uri": "oci://image"}}, "spec.model.uri"),
+        ({"model": {"uri": "s3://bucket/path"}}, "spec.model.uri"),
         ({"model": {"uri": "hf://a/b/c"}}, "spec.model.uri"),
         ({"model": {"uri": "pvc://c/../x"}}, "spec.model.uri"),
         ({"model": {"uri": "pvc://c//x"}}, "spec.model.uri"),
+        ({"model": {"uri": "oci://-image"}}, "spec.model.uri"),
+        ({"model": {"uri": "oci://image", "revision": "r"}}, "spec.model.revision"),
+        ({"model": {"uri": "oci://image"}, "cache": {"emptyDir": {}}}, "spec.cache"),
         ({"model": {"uri": "pvc://c", "revision": "r"}}, "spec.model.revision"),
         ({"model": {"uri": "pvc://c"}, "cache": {"emptyDir": {}}}, "spec.cache"),
         (HUB | {"dedicate": "v1"}, "spec.dedicate"),

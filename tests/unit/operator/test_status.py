@@ -60,6 +60,7 @@ def test_serving():
     assert conditions(status) == {
         "Ready": ("True", "Serving"),
         "Accepted": ("True", "Valid"),
+        "ModelCached": ("True", "Loaded"),
         "WorkloadAvailable": ("True", "MinimumReplicas"),
         "RouteAdmitted": ("True", "Programmed"),
         "Progressing": ("False", "UpToDate"),
@@ -71,8 +72,8 @@ def test_serving():
         "readyReplicas": 1,
         "readyDisplay": "1/1",
         "selector": "dedicate.dev/endpoint=chat",
-        "model": {"name": "org/name"},
         "route": {"type": "Ingress", "controllerProfile": "Generic"},
+        "model": {"name": "org/name", "cacheState": "Loaded"},
         "runtimeImage": "registry/runtime:1",
         "url": "http://192.0.2.1/chat/v1",
         "auth": {"secretName": "chat-api-keys"},
@@ -269,7 +270,12 @@ def test_news_are_told_once():
     before, after = build_status(situation(ingress={})), build_status(situation(pods=[READY_POD]))
     assert find_news(after, after) == []
     told = [(item["type"], item["reason"]) for item in find_news(after, before)]
-    assert told == [("Ready", "Serving"), ("WorkloadAvailable", "MinimumReplicas"), ("RouteAdmitted", "Programmed")]
+    assert told == [
+        ("Ready", "Serving"),
+        ("ModelCached", "Loaded"),
+        ("WorkloadAvailable", "MinimumReplicas"),
+        ("RouteAdmitted", "Programmed"),
+    ]
     first = [(item["type"], item["reason"]) for item in find_news(before, {})]
     assert ("Ready", "Starting") not in first
     assert ("WorkloadAvailable", "Starting") in first

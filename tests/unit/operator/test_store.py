@@ -27,7 +27,7 @@ def test_endpoint_is_parsed_once_and_kept():
 
 def test_unreadable_specification_is_kept_with_its_error():
     store = Store(DEFAULTS)
-    store.put_endpoint(custom_resource(spec={"model": {"uri": "oci://x"}}))
+    store.put_endpoint(custom_resource(spec={"model": {"uri": "s3://x"}}))
     assert store.record(CHAT).endpoint is None
     assert store.record(CHAT).error.field == "spec.model.uri"
 
