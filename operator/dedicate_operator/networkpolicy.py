@@ -2,8 +2,8 @@
 
 In: the API port from the named peers, or from anyone where none is named; the management port from the operator's own
 peers. The kubelet's probes come from the node, which no selector names and every controller lets through. Out: nothing
-for a model on a claim; for a hub, DNS and HTTPS. Ports of addresses that the endpoint's environment spells out are open
-as well, since what is set there is meant to be reached.
+for a model on a claim; for a hub, DNS, HTTPS and the port of the operator's default hub. Ports of addresses that the
+endpoint's environment spells out are open as well, since what is set there is meant to be reached.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def _build_ingress(endpoint: Endpoint, defaults: EndpointDefaults) -> list[Manif
 
 def _build_egress(endpoint: Endpoint, defaults: EndpointDefaults) -> list[Manifest]:
     rules: list[Manifest] = []
-    ports = find_destination_ports(endpoint)
+    ports = find_destination_ports(endpoint, defaults.hub_endpoint)
     if ports:
         rules.append({"ports": _ports("TCP", *ports)})
     rules += copy.deepcopy(list(defaults.network_policy.extra_egress))
@@ -73,9 +73,11 @@ def _build_egress(endpoint: Endpoint, defaults: EndpointDefaults) -> list[Manife
     return rules
 
 
-def find_destination_ports(endpoint: Endpoint) -> tuple[int, ...]:
-    """Return the ports at which the runtime itself calls others, in order."""
-    ports = {_HTTPS_PORT} if isinstance(endpoint.spec.model.source, HubSource) else set()
+def find_destination_ports(endpoint: Endpoint, hub_endpoint: str | None = None) -> tuple[int, ...]:
+    """Return the ports at which download and runtime call others, in order."""
+    ports: set[int] = set()
+    if isinstance(endpoint.spec.model.source, HubSource):
+        ports = {_HTTPS_PORT} | ({port} if (port := _port_of(hub_endpoint or "")) else set())
     for variable in endpoint.spec.runtime.env:
         if str(variable["name"]).upper() in _ADDRESS_VARIABLES:
             port = _port_of(str(variable.get("value") or ""))
