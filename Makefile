@@ -16,8 +16,8 @@ export UV_CACHE_DIR := $(CACHE)/uv/cache
 # OpenMP's threads spin at barriers for milliseconds; several torch processes on few cores then wait for each other.
 export GOMP_SPINCOUNT ?= 10000
 
-.PHONY: help demo down clean serve test test-unit test-contract test-runtime test-clients test-proxies test-cluster test-e2e test-gpu \
-        lint format extras images bench bench-scenarios bench-steps bench-quality bench-http bench-overload soak tools \
+.PHONY: help demo down clean serve test test-unit test-contract test-runtime test-clients test-proxies test-cluster test-e2e test-gpu test-long \
+        lint format extras images bench bench-scenarios bench-steps bench-quality bench-http bench-overload bench-operator soak tools \
         venv lock lock-clients lock-peers
 
 help: ## List the targets
@@ -65,6 +65,9 @@ test-cluster: venv tools ## The operator against a real API server
 test-e2e: venv tools ## Everything on a real node; needs root
 	@$(PYTEST) tests/e2e
 
+test-long: venv tools ## What takes minutes and is deselected in every other target
+	@$(PYTEST) -m long
+
 test-gpu: venv ## What needs a CUDA device
 	@$(PYTEST) tests/gpu
 
@@ -101,6 +104,9 @@ bench-quality: venv ## Perplexity of int8 against float32
 
 bench-overload: venv ## Who is let in, how fast and how fairly, at up to three times the capacity
 	@$(RUN) -m bench.overload
+
+bench-operator: venv tools ## The operator beside bare server-side applies of the same objects: time, memory, writes; SIZES=
+	@$(RUN) -m bench.scale $(if $(SIZES),--sizes $(SIZES))
 
 soak: venv ## Half an hour of everything at once; SECONDS_= and REQUESTS= bound it
 	@$(RUN) -m bench.soak $(if $(SECONDS_),--seconds $(SECONDS_)) $(if $(REQUESTS),--requests $(REQUESTS))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
@@ -64,6 +65,11 @@ def list_series() -> dict[str, frozenset[str]]:
     return {name: labels for metric in metrics for name, labels in metric.series()}
 
 
+def read_alerts() -> dict[str, dict[str, Any]]:
+    """Return the alerts by name as they stand in the chart, with the two words that a release replaces."""
+    return {alert["alert"]: alert for alert in iterate_alerts(yaml.safe_load(ALERTS.read_text()))}
+
+
 def load_alerts(values: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """Return the content of the rules file that the chart's PrometheusRule stands for."""
     objects = render({"metrics": {"prometheusRule": {"enabled": True, **(values or {})}}})
@@ -75,6 +81,17 @@ def load_alerts(values: Mapping[str, Any] | None = None) -> dict[str, Any]:
 def iterate_alerts(rules: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     for group in rules["groups"]:
         yield from group["rules"]
+
+
+def iterate_panels(name: str, variables: Mapping[str, str]) -> Iterator[tuple[str, list[str]]]:
+    """Yield title and expressions of each panel of a dashboard as it is shipped, with its variables filled in."""
+    dashboard = json.loads((CHART / "dashboards" / f"{name}.json").read_text())
+    for panel in dashboard["panels"]:
+        if panel["type"] != "row":
+            expressions = [target["expr"] for target in panel["targets"]]
+            for variable, value in {"__rate_interval": "1m", **variables}.items():
+                expressions = [expression.replace(f"${variable}", value) for expression in expressions]
+            yield panel["title"], expressions
 
 
 def build_metric_rows() -> list[list[str]]:
@@ -97,7 +114,7 @@ def build_alert_rows() -> list[list[str]]:
             alert.get("for", "at once").replace("ENDPOINT_NOT_READY_FOR", "`endpointNotReadyFor`"),
             alert["annotations"]["summary"].replace("{{ $labels.", "*").replace(" }}", "*"),
         ]
-        for alert in iterate_alerts(yaml.safe_load(ALERTS.read_text()))
+        for alert in read_alerts().values()
     ]
 
 

@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, settings
 settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("patient")
 
-pytest_plugins = ["dev.cluster.pytest_plugin", "dev.live_runtime"]
+pytest_plugins = ["dev.cluster.pytest_plugin", "dev.faults.pytest_plugin", "dev.live_runtime"]
 
 _TIERS = {
     "unit": "pure modules, no cluster",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from dev.cluster.plan import Ports
 from dev.images.recipe import ImageReference
 
 OPERATOR_NAMESPACE = "dedicate-system"
@@ -17,7 +18,7 @@ Manifest = dict[str, Any]
 
 
 def build_local_values(
-    images: dict[str, ImageReference], *, host: str, class_name: str, port: int, api_port: int
+    images: dict[str, ImageReference], *, host: str, class_name: str, ports: Ports
 ) -> dict[str, Any]:
     """Return chart values for the local cluster: our images by digest, how clients reach its ingress, its API port."""
 
@@ -28,9 +29,14 @@ def build_local_values(
     return {
         "operator": {"image": image("operator")},
         "runtime": {"image": image("runtime")},
-        "route": {"host": host, "className": class_name, "externalPort": port},
+        "route": {
+            "host": host,
+            "className": class_name,
+            "externalPort": ports.ingress,
+            "externalTLSPort": ports.ingress_tls,
+        },
         # The customary port may have been taken, and the cluster enforces NetworkPolicies.
-        "networkPolicy": {"apiServer": {"ports": [443, api_port]}},
+        "networkPolicy": {"apiServer": {"ports": [443, ports.api]}},
     }
 
 

@@ -7,7 +7,6 @@ import shutil
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import urlsplit
 
 from dev.cluster import preconditions
 from dev.cluster.addons import INGRESS_CLASS
@@ -65,11 +64,7 @@ def run_local(progress: Progress, *, ingress_port: int) -> None:
     with progress.step("Model: SmolLM2-135M-Instruct"):
         models = ensure_models_folder()
     kube = Kube(kubeconfig=cluster.kubeconfig)
-    port = urlsplit(cluster.ingress_url).port
-    api_port = cluster.plan.ports.api
-    values = objects.build_local_values(
-        images, host="localhost", class_name=INGRESS_CLASS, port=port or 80, api_port=api_port
-    )
+    values = objects.build_local_values(images, host="localhost", class_name=INGRESS_CLASS, ports=cluster.plan.ports)
     _deploy(kube, progress, values, ())
     kube.apply(*objects.build_model_volume(models, objects.ENDPOINT_NAMESPACE))
     client = _serve(kube, progress, f"pvc://{objects.MODELS_CLAIM}/{MODEL_FOLDER}")

@@ -160,7 +160,7 @@ _SENTENCES: Mapping[str, str] = {
     "UnsupportedModel": "Choose another model; one that brings its own code needs spec.model.remoteCode Allow",
     "OutOfMemory": "Lower spec.model.maxModelLength, choose a smaller model or dtype, or a larger device",
     "ContextTooLong": "Lower spec.model.maxModelLength",
-    "HubUnreachable": "Check DNS, proxy and NetworkPolicy; HF_ENDPOINT in spec.runtime.env names a mirror",
+    "HubUnreachable": "Check DNS, proxy and spec.networkPolicy; HF_ENDPOINT in spec.runtime.env names a mirror",
     "StartupTimeout": "Raise spec.startup.timeoutSeconds, or let a claim in spec.cache keep the download",
     "ClassNotFound": "Correct spec.route.className, or install the controller of that class",
     "GatewayNotFound": "Correct spec.route.parentRefs, or the chart's route.parentRefs",

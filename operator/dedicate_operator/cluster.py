@@ -1,26 +1,18 @@
 """The only Kubernetes client: plain JSON in and out, every request with a deadline, every failure a `ClusterError`.
 
-lightkube finds the configuration, refreshes the token and spells the addresses. Its models and its watch loop are not
-used: the operator needs bookmarks and a deadline on silent watches, and wants documents as the API server gave them.
+Each write names what it was decided on: the version that it replaces, or that there is none. Whoever decided on
+something older is refused with 409, a leader that was suspended included.
 """
 
 from __future__ import annotations
 
 import json
-import socket
 from collections.abc import AsyncIterator, Mapping
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple
-
-import httpx2
-from lightkube.config.client_adapter import ConnectionParams
-from lightkube.config.kubeconfig import KubeConfig, SingleConfig
-from lightkube.core.exceptions import ConfigError
-from lightkube.core.generic_client import ALL_NS, BasicRequest, GenericAsyncClient
-from lightkube.generic_resource import GenericNamespacedResource, create_api_info
-from lightkube.types import PatchType
+from contextlib import aclosing
+from typing import TYPE_CHECKING, NamedTuple
 
 from dedicate_operator import names
+from dedicate_operator.connection import Answer, Check, Connection
 from dedicate_operator.errors import ClusterError
 from dedicate_operator.fence import Fence
 from dedicate_operator.identity import Key
@@ -28,32 +20,17 @@ from dedicate_operator.kinds import CONFIG_MAP, ENDPOINT, EVENT, LEASE, SECRET, 
 from dedicate_operator.leadership import TRANSIT_S
 from dedicate_operator.metrics import Metrics
 
-# Stages as the HTTP client's `trace` extension names them.
-_BEFORE_SENDING = frozenset({"http11.send_request_headers.started", "http11.send_request_body.started"})
-_REQUEST_TIMEOUT = httpx2.Timeout(15.0, connect=5.0)
-# The API server sends a bookmark about once a minute of kinds that change at all.
-_WATCH_TIMEOUT = httpx2.Timeout(15.0, connect=5.0, read=90.0)
+if TYPE_CHECKING:
+    from lightkube.config.kubeconfig import SingleConfig
+
 _WATCH_SECONDS = 300
 _PAGE_SIZE = 500
-
-
-@dataclass
-class _Connections(ConnectionParams):
-    """lightkube passes every field of this to the HTTP client."""
-
-    limits: httpx2.Limits = field(
-        default_factory=lambda: httpx2.Limits(max_connections=128, max_keepalive_connections=32)
-    )
-
-    def httpx_params(self, config: SingleConfig) -> Json:
-        """Return lightkube's parameters, with a connection that does not send again what is too late."""
-        params = super().httpx_params(config)
-        # The kernel repeats for minutes what is not acknowledged, even after the connection was closed.
-        option = (socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(TRANSIT_S * 1000))
-        transport = httpx2.AsyncHTTPTransport(
-            verify=params.pop("verify"), limits=params.pop("limits"), trust_env=False, socket_options=[option]
-        )
-        return {**params, "transport": transport}
+_APPLY = "application/apply-patch+yaml"
+_MERGE = "application/merge-patch+json"
+_APPLY_PARAMS = {"fieldManager": names.FIELD_MANAGER, "force": "true"}
+# Stands for absence in a server-side apply: one object of this version there never is, so that what exists is refused
+# with 409. etcd counts from 1, and its first write makes 2.
+_NO_VERSION = "1"
 
 
 class ResourceList(NamedTuple):
@@ -69,7 +46,7 @@ class WatchEvent(NamedTuple):
 
 
 class Cluster:
-    """One connection pool to one API server; whatever is written passes the fence, but for the Lease itself."""
+    """One API server; whatever is written passes the fence, but for the Lease itself."""
 
     def __init__(self, fence: Fence, metrics: Metrics, config: SingleConfig | None = None) -> None:
         """Find the cluster in the pod's service account, else in `KUBECONFIG`.
@@ -77,27 +54,22 @@ class Cluster:
         Raises:
             ClusterError: there is no usable configuration.
         """
-        try:
-            found = config or KubeConfig.from_env().get()
-            self._client = GenericAsyncClient(_Connections(timeout=_REQUEST_TIMEOUT, trust_env=False), found)
-        except (ConfigError, OSError, KeyError) as error:
-            raise ClusterError(f"no usable Kubernetes configuration: {error}", code=0) from error
+        self._connection = Connection(config, unacknowledged_s=TRANSIT_S)
         self._fence = fence
         self._metrics = metrics
-        self._resources: dict[Kind, type[GenericNamespacedResource]] = {}
 
     @property
     def namespace(self) -> str:
         """The namespace that the configuration names: the pod's own, in a pod."""
-        return str(self._client.namespace)
+        return self._connection.namespace
 
     async def close(self) -> None:
-        await self._client.close()  # type: ignore[no-untyped-call]
+        await self._connection.close()
 
     async def fetch(self, kind: Kind, key: Key) -> Json | None:
         """Return the object as it is now, None if there is none."""
         try:
-            return await self._send(self._prepare("get", kind, key))
+            return await self._send("GET", _path(kind, key.namespace, key.name))
         except ClusterError as error:
             if error.is_not_found:
                 return None
@@ -108,15 +80,15 @@ class Cluster:
     ) -> ResourceList:
         """Return every matching object, of one namespace or of all, and the version of the list."""
         items: list[Json] = []
-        params: Json = {"limit": _PAGE_SIZE, "labelSelector": labels, "fieldSelector": fields}
+        params = {"limit": str(_PAGE_SIZE)} | _selectors(labels, fields)
         while True:
-            page = await self._send(self._prepare("list", kind, Key(namespace or ALL_NS, ""), params=params))
+            page = await self._send("GET", _path(kind, namespace), params)
             # Items of a list come without their type.
             items += [{"apiVersion": kind.api_version, "kind": kind.kind, **item} for item in page.get("items") or []]
             metadata = page.get("metadata") or {}
             if not metadata.get("continue"):
                 return ResourceList(items, str(metadata.get("resourceVersion", "")))
-            params = {**params, "continue": metadata["continue"]}
+            params["continue"] = metadata["continue"]
 
     async def watch(
         self, kind: Kind, namespace: str | None, version: str, *, labels: str | None = None
@@ -130,71 +102,57 @@ class Cluster:
             ClusterError: with code 410 when the version is too old, with none when the stream broke.
         """
         params = {
+            "watch": "true",
             "allowWatchBookmarks": "true",
             "resourceVersion": version,
-            "timeoutSeconds": _WATCH_SECONDS,
-            "labelSelector": labels,
-        }
-        request = self._prepare("list", kind, Key(namespace or ALL_NS, ""), params=params, is_watch=True)
-        request.timeout = _WATCH_TIMEOUT
-        try:
-            response = await self._open(request, stream=True)
-            try:
-                if response.is_error:
-                    await response.aread()
-                    raise _translate(response)
-                async for line in response.aiter_lines():
-                    yield _parse_event(line)
-            finally:
-                await response.aclose()
-        except httpx2.ReadTimeout:
-            return
-        except httpx2.HTTPError as error:
-            raise ClusterError(f"watch of {kind} broke: {error!r}") from error
+            "timeoutSeconds": str(_WATCH_SECONDS),
+        } | _selectors(labels, None)
+        path = _path(kind, namespace)
+        async with aclosing(self._connection.stream(path, params)) as stream:
+            with self._metrics.measure_request("GET", path, is_watch=True) as measurement:
+                answer = await anext(stream)
+                assert isinstance(answer, Answer), "a stream begins with what was answered"
+                measurement.code = answer.status
+            if answer.status >= 400:
+                raise _translate(answer)
+            async for line in stream:
+                assert isinstance(line, bytes), "and goes on with lines"
+                yield _parse_event(line)
 
-    async def apply(self, manifest: Json) -> Json:
-        """Make the object be as the manifest says, taking fields over from others; return it as it is now."""
-        return await self._write(self._prepare_apply(manifest))
+    async def apply(self, manifest: Json, seen: Json | None) -> Json:
+        """Make the object be as the manifest says, taking fields over from others; return it as it is now.
+
+        Args:
+            manifest: what it is to be.
+            seen: the object as it was when this was decided; None if there was none, and then it is created.
+
+        Raises:
+            ClusterError: with code 409 when it is not as it was seen any more.
+        """
+        body = {**manifest, "metadata": {**manifest["metadata"], **_precondition(seen)}}
+        return await self._write("PATCH", _path_of(manifest), body, _APPLY_PARAMS, type_=_APPLY)
 
     async def try_apply(self, manifest: Json) -> Json:
         """Return what the object would be if the manifest were applied; nothing changes."""
-        return await self._write(self._prepare_apply(manifest, dryRun="All"))
+        params = {**_APPLY_PARAMS, "dryRun": "All"}
+        return await self._write("PATCH", _path_of(manifest), manifest, params, type_=_APPLY)
 
-    def _prepare_apply(self, manifest: Json, **params: str) -> BasicRequest:
-        metadata = manifest["metadata"]
-        return self._prepare(
-            "patch",
-            kind_of(manifest),
-            Key(metadata["namespace"], metadata["name"]),
-            body=manifest,
-            params={"fieldManager": names.FIELD_MANAGER, "force": "true", **params},
-        )
-
-    async def apply_status(self, key: Key, uid: str, status: Json) -> Json:
+    async def apply_status(self, key: Key, seen: Json, status: Json) -> Json:
         """Replace the operator's part of an endpoint's status; return the endpoint as it is now.
 
         Raises:
-            ClusterError: with code 404 or 409 when the endpoint of that uid is gone.
+            ClusterError: with code 404 or 409 when the endpoint is not as it was seen any more.
         """
-        body = {
-            "apiVersion": names.API_VERSION,
-            "kind": names.KIND,
-            "metadata": {"name": key.name, "namespace": key.namespace, "uid": uid},
-            "status": status,
-        }
-        params = {"fieldManager": names.FIELD_MANAGER, "force": "true"}
-        request = self._prepare("patch", ENDPOINT, key, body=body, params=params)
-        request.url += "/status"
-        return await self._write(request)
+        metadata = {"name": key.name, "namespace": key.namespace, **_precondition(seen)}
+        body = {"apiVersion": names.API_VERSION, "kind": names.KIND, "metadata": metadata, "status": status}
+        path = _path(ENDPOINT, key.namespace, key.name) + "/status"
+        return await self._write("PATCH", path, body, _APPLY_PARAMS, type_=_APPLY)
 
-    async def overwrite(self, manifest: Json) -> Json:
+    async def overwrite(self, manifest: Json, seen: Json) -> Json:
         """Set every field of the manifest, lists as a whole; for what an apply cannot merge into a valid object."""
-        metadata = manifest["metadata"]
-        key, params = Key(metadata["namespace"], metadata["name"]), {"fieldManager": names.FIELD_MANAGER}
-        patch = PatchType.MERGE
-        return await self._write(
-            self._prepare("patch", kind_of(manifest), key, body=manifest, params=params, patch=patch)
-        )
+        body = {**manifest, "metadata": {**manifest["metadata"], **_precondition(seen)}}
+        params = {"fieldManager": names.FIELD_MANAGER}
+        return await self._write("PATCH", _path_of(manifest), body, params, type_=_MERGE)
 
     async def create_secret(self, manifest: Json) -> bool:
         """Create the Secret; return False if one of its name exists, which is never read or changed."""
@@ -205,9 +163,8 @@ class Cluster:
         return await self._create(CONFIG_MAP, manifest)
 
     async def _create(self, kind: Kind, manifest: Json) -> bool:
-        request = self._prepare("post", kind, Key(manifest["metadata"]["namespace"], ""), body=manifest)
         try:
-            await self._write(request)
+            await self._write("POST", _path(kind, manifest["metadata"]["namespace"]), manifest)
         except ClusterError as error:
             if error.is_conflict:
                 return False
@@ -215,14 +172,18 @@ class Cluster:
         return True
 
     async def create_event(self, manifest: Json) -> None:
-        request = self._prepare("post", EVENT, Key(manifest["metadata"]["namespace"], ""), body=manifest)
-        await self._write(request)
+        await self._write("POST", _path(EVENT, manifest["metadata"]["namespace"]), manifest)
 
-    async def delete(self, kind: Kind, key: Key) -> None:
-        """Delete the object and, in the background, what it owns; one that is gone already is fine."""
-        request = self._prepare("delete", kind, key, params={"propagationPolicy": "Background"})
+    async def delete(self, kind: Kind, seen: Json) -> None:
+        """Delete the object and, in the background, what it owns; one that is gone already is fine.
+
+        Raises:
+            ClusterError: with code 409 when it is not as it was seen any more.
+        """
+        metadata = seen["metadata"]
+        body = {"propagationPolicy": "Background", "preconditions": _precondition(seen)}
         try:
-            await self._write(request)
+            await self._write("DELETE", _path(kind, metadata["namespace"], metadata["name"]), body)
         except ClusterError as error:
             if not error.is_not_found:
                 raise
@@ -235,83 +196,88 @@ class Cluster:
         """
         metadata = lease["metadata"]
         # Not a POST: the right to create by PUT can be limited to one name.
-        request = self._prepare("put", LEASE, Key(metadata["namespace"], metadata["name"]), body=lease)
+        path = _path(LEASE, metadata["namespace"], metadata["name"])
         try:
-            return await self._send(request)
+            return await self._send("PUT", path, body=lease)
         except ClusterError as error:
             if error.is_invalid and "resourceVersion" not in metadata:
                 raise ClusterError("the Lease exists by now", code=409) from error
             raise
 
-    def _prepare(
+    async def _write(
         self,
         method: str,
-        kind: Kind,
-        key: Key,
+        path: str,
+        body: Json,
+        params: Mapping[str, str] | None = None,
         *,
-        body: Json | None = None,
-        params: Mapping[str, Any] | None = None,
-        is_watch: bool = False,
-        patch: PatchType = PatchType.APPLY,
-    ) -> BasicRequest:
-        if kind not in self._resources:
-            info = create_api_info(kind.group, kind.version, kind.kind, kind.plural)
-            self._resources[kind] = type(kind.kind, (GenericNamespacedResource,), {"_api_info": info})
-        headers = {"Content-Type": patch.value} if method == "patch" else None
-        return self._client.prepare_request(
-            method,
-            res=self._resources[kind],
-            obj=None if body is None else self._resources[kind](**body),
-            name=key.name or None,
-            namespace=key.namespace,
-            watch=is_watch,
-            params=dict(params or {}),
-            headers=headers,
-        )
-
-    async def _open(self, request: BasicRequest, *, stream: bool = False, is_fenced: bool = False) -> httpx2.Response:
-        built = self._client.build_adapter_request(request)
-        if is_fenced:
-            built.extensions["trace"] = self._check_before_sending
-        with self._metrics.measure_request(request.method, request.url, is_watch=stream) as measurement:
-            response: httpx2.Response = await self._client.send(built, stream=stream)  # type: ignore[no-untyped-call]
-            measurement.code = response.status_code
-        return response
-
-    async def _write(self, request: BasicRequest) -> Json:
+        type_: str = "application/json",
+    ) -> Json:
         """Send what changes something, for as long as this process leads; the API server is told how long that is."""
         async with self._fence.hold() as left_s:
-            request.params["timeout"] = f"{left_s:.3f}s"
-            return await self._send(request, is_fenced=True)
+            timed = {**(params or {}), "timeout": f"{left_s:.3f}s"}
+            return await self._send(method, path, timed, body, type_=type_, check=self._fence.check)
 
-    async def _check_before_sending(self, event: str, _: Json) -> None:
-        """Called by the HTTP client, at each stage of a request; head and body leave one after the other."""
-        if event in _BEFORE_SENDING:
-            self._fence.check()
-
-    async def _send(self, request: BasicRequest, *, is_fenced: bool = False) -> Json:
+    async def _send(
+        self,
+        method: str,
+        path: str,
+        params: Mapping[str, str] | None = None,
+        body: Json | None = None,
+        *,
+        type_: str = "application/json",
+        check: Check | None = None,
+    ) -> Json:
+        data = None if body is None else json.dumps(body, separators=(",", ":")).encode()
+        with self._metrics.measure_request(method, path, is_watch=False) as measurement:
+            answer = await self._connection.request(method, path, params or {}, body=data, type_=type_, check=check)
+            measurement.code = answer.status
+        if answer.status >= 400:
+            raise _translate(answer)
         try:
-            response = await self._open(request, is_fenced=is_fenced)
-        except httpx2.HTTPError as error:
-            raise ClusterError(f"{request.method} {request.url}: {error!r}") from error
-        if response.is_error:
-            raise _translate(response)
-        document: Json = json.loads(response.content)
+            document = json.loads(answer.content)
+        except ValueError:
+            document = None
+        if not isinstance(document, dict):
+            # A load balancer's page, or half an answer: what it was meant to say is not known.
+            raise ClusterError(f"{method} {path}: the answer is no JSON object")
         return document
 
 
-def _translate(response: httpx2.Response) -> ClusterError:
+def _path(kind: Kind, namespace: str | None, name: str = "") -> str:
+    """Return the address of an object, or of a collection: of one namespace or of all."""
+    root = f"/apis/{kind.group}/{kind.version}" if kind.group else f"/api/{kind.version}"
+    where = f"/namespaces/{namespace}" if namespace else ""
+    return f"{root}{where}/{kind.plural}" + (f"/{name}" if name else "")
+
+
+def _path_of(manifest: Json) -> str:
+    return _path(kind_of(manifest), manifest["metadata"]["namespace"], manifest["metadata"]["name"])
+
+
+def _selectors(labels: str | None, fields: str | None) -> dict[str, str]:
+    return ({"labelSelector": labels} if labels else {}) | ({"fieldSelector": fields} if fields else {})
+
+
+def _precondition(seen: Json | None) -> dict[str, str]:
+    """Return what an object's metadata must say for a write to be taken."""
+    if seen is None:
+        return {"resourceVersion": _NO_VERSION}
+    return {"uid": seen["metadata"]["uid"], "resourceVersion": seen["metadata"]["resourceVersion"]}
+
+
+def _translate(answer: Answer) -> ClusterError:
     """Turn an error response into our error; a proxy's HTML or plain text is as good as a Status."""
     try:
-        status = json.loads(response.content)
+        status = json.loads(answer.content)
     except ValueError:
         status = {}
     if not isinstance(status, dict):
         status = {}
-    retry_after = response.headers.get("Retry-After", "")
+    retry_after = answer.headers.get("Retry-After", "")
     return ClusterError(
-        str(status.get("message") or f"the API server answered {response.status_code}"),
-        code=response.status_code,
+        str(status.get("message") or f"the API server answered {answer.status}"),
+        code=answer.status,
         reason=_find_reason(status),
         retry_after_s=float(retry_after) if retry_after.isdigit() else None,
     )
@@ -325,7 +291,7 @@ def _find_reason(status: Json) -> str:
     return "NamespaceTerminating" if is_terminating else str(status.get("reason", ""))
 
 
-def _parse_event(line: str) -> WatchEvent:
+def _parse_event(line: bytes) -> WatchEvent:
     try:
         event = json.loads(line)
         type_, obj = event["type"], event["object"]

@@ -1,8 +1,7 @@
 """The running operator: watches fill the store, changes fill the queue, and the leader's workers reconcile.
 
-Endpoints arrive from kopf's watch (`observe_endpoint`), children from our own, which select by label on the server.
-kopf does not say which endpoints vanished while its stream was cut, so they are listed anew now and then: once before
-any work is done, because who owns a path can be told only with all endpoints known, and later as an audit.
+Endpoints and children arrive from watches alike; those of children select by label on the server. No work is done
+before each has been listed once, because who owns a path can be told only with all endpoints known.
 
 All of it goes on in a standby, too, but for the workers: it takes over with a store that is warm.
 """
@@ -43,7 +42,6 @@ _LOG = logging.getLogger(__name__)
 
 _NUM_WORKERS = 8
 _RECONCILE_DEADLINE_S = 60.0
-_RESYNC_PERIOD_S = 300.0
 # Longer than any deadline of ours: what lasts longer hangs.
 _HANG_S = 180.0
 # After an interruption the API server is asked again soon: a storm's end must be noticed within 10 s.
@@ -62,7 +60,12 @@ class Controller:
         self._progress = ProgressPage()
         self._downloads = Downloads(self._progress, notify=self._queue.add, clock=time.monotonic)
         self._reconciler = Reconciler(
-            cluster, self._store, settings.defaults, downloads=self._downloads, now=lambda: datetime.now(UTC)
+            cluster,
+            self._store,
+            settings.defaults,
+            downloads=self._downloads,
+            now=lambda: datetime.now(UTC),
+            has_backlog=lambda: self._queue.num_ready() > _NUM_WORKERS,
         )
         self._watchers = [
             Watcher(
@@ -95,7 +98,7 @@ class Controller:
     def start(self) -> None:
         for watcher in self._watchers:
             self._spawn(watcher.run(), f"watch {watcher.kind} in {watcher.namespace or 'all namespaces'}")
-        self._spawn(self._run(), "resync")
+        self._spawn(self._run(), "election")
 
     async def stop(self) -> None:
         """End every task, hand over to a standby, and close every connection."""
@@ -133,21 +136,18 @@ class Controller:
             return "a reconcile hangs"
         return None
 
-    def observe_endpoint(self, type_: str | None, resource: Json) -> None:
-        """Take note of a change that kopf's watch saw; type None is an item of its initial list."""
-        if type_ == "DELETED":
-            self._enqueue(self._store.remove_endpoint(key_of(resource), resource["metadata"]["uid"]))
-        else:
-            self._enqueue(self._store.put_endpoint(resource))
-
     def replace(self, kind: Kind, namespace: str | None, resources: list[Json], version: str) -> None:
-        if kind in SURROUNDING:
+        if kind == ENDPOINT:
+            self._enqueue(self._store.replace_endpoints(namespace, resources, version))
+        elif kind in SURROUNDING:
             self._note(with_listed(self._store.surroundings, kind, namespace, resources))
         else:
             self._enqueue(self._store.replace_children(kind, namespace, resources, version))
 
     def put(self, kind: Kind, namespace: str | None, resource: Json) -> None:
-        if kind in SURROUNDING:
+        if kind == ENDPOINT:
+            self._enqueue(self._store.put_endpoint(resource))
+        elif kind in SURROUNDING:
             self._note(with_resource(self._store.surroundings, kind, namespace, resource))
         else:
             self._enqueue(self._store.put_child(kind, resource))
@@ -155,6 +155,10 @@ class Controller:
     def remove(self, kind: Kind, namespace: str | None, resource: Json) -> None:
         if kind in SURROUNDING:
             self._note(without_resource(self._store.surroundings, kind, namespace, resource))
+            return
+        self._store.bury(resource)
+        if kind == ENDPOINT:
+            self._enqueue(self._store.remove_endpoint(key_of(resource), resource["metadata"]["uid"]))
         else:
             self._enqueue(self._store.remove_child(kind, resource))
 
@@ -177,15 +181,11 @@ class Controller:
         self._tasks.append(task)
 
     async def _run(self) -> None:
-        await self.resync()
         for watcher in self._watchers:
             await watcher.synced.wait()
         self._is_synced = True
         _LOG.info("synced", extra={"endpoints": len(self._store.keys())})
-        self._spawn(self._election.run(), "election")
-        while True:
-            await asyncio.sleep(_RESYNC_PERIOD_S)
-            await self.resync()
+        await self._election.run()
 
     async def _lead(self) -> None:
         """Work on every endpoint once, then on whatever changes, until cancelled."""
@@ -231,7 +231,10 @@ class Controller:
                 self._metrics.observe_error(error)
                 at_least_s = (error.retry_after_s if isinstance(error, ClusterError) else None) or 0.0
                 delay_s = self._queue.retry(key, at_least_s)
-                _LOG.warning(
+                # That somebody else was quicker is in the order of things.
+                is_overtaken = isinstance(error, ClusterError) and error.is_conflict
+                _LOG.log(
+                    logging.INFO if is_overtaken else logging.WARNING,
                     "reconcile failed",
                     extra={"endpoint": str(key), "error": str(error) or "deadline exceeded", "retry_in_s": delay_s},
                 )
@@ -266,7 +269,7 @@ class Controller:
 
 def _list_watches(namespaces: Iterable[str | None]) -> list[tuple[Kind, str | None]]:
     """Return what is watched where; a Role cannot grant the reading of IngressClasses, which are in no namespace."""
-    everywhere = [(kind, namespace) for kind in (*WATCHED, GATEWAY) for namespace in namespaces]
+    everywhere = [(kind, namespace) for kind in (ENDPOINT, *WATCHED, GATEWAY) for namespace in namespaces]
     return everywhere + ([(INGRESS_CLASS, None)] if None in namespaces else [])
 
 

@@ -48,8 +48,8 @@ def _find(desired: Any, observed: Any, path: tuple[str, ...]) -> tuple[str, ...]
     # The API server drops empty values: "", 0, false, [] and {} are the same as nothing.
     if not desired and not observed:
         return None
-    if isinstance(desired, Mapping):
-        if not isinstance(observed, Mapping):
+    if isinstance(desired, dict):
+        if not isinstance(observed, dict):
             return path
         if path[-1] in _ATOMIC_MAPS and desired.keys() != observed.keys():
             return path

@@ -219,7 +219,7 @@ class _SnapshotCollector(Collector):
         )
         restarts = CounterMetricFamily(
             f"{_PREFIX}_watch_restarts",
-            "Watches of children that ended and were begun again: ended by the server in its time, gone (too much was "
+            "Watches that ended and were begun again: ended by the server in its time, gone (too much was "
             "missed: listed again), failed",
             labels=["resource", "reason"],
         )

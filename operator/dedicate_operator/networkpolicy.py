@@ -64,7 +64,7 @@ def _build_ingress(endpoint: Endpoint, defaults: EndpointDefaults) -> list[Manif
 
 def _build_egress(endpoint: Endpoint, defaults: EndpointDefaults) -> list[Manifest]:
     rules: list[Manifest] = []
-    ports = find_destination_ports(endpoint)
+    ports = find_destination_ports(endpoint, defaults.hub_endpoint)
     if ports:
         rules.append({"ports": _ports("TCP", *ports)})
     rules += copy.deepcopy(list(defaults.network_policy.extra_egress))
@@ -73,14 +73,17 @@ def _build_egress(endpoint: Endpoint, defaults: EndpointDefaults) -> list[Manife
     return rules
 
 
-def find_destination_ports(endpoint: Endpoint) -> tuple[int, ...]:
-    """Return the ports at which the runtime itself calls others, in order."""
-    ports = {_HTTPS_PORT} if isinstance(endpoint.spec.model.source, HubSource) else set()
-    for variable in endpoint.spec.runtime.env:
-        if str(variable["name"]).upper() in _ADDRESS_VARIABLES:
-            port = _port_of(str(variable.get("value") or ""))
-            ports |= {port} if port else set()
-    return tuple(sorted(ports))
+def find_destination_ports(endpoint: Endpoint, hub: str | None) -> tuple[int, ...]:
+    """Return the ports at which the runtime itself calls others, in order; `hub` is the operator's default hub."""
+    addresses = [
+        str(variable.get("value") or "")
+        for variable in endpoint.spec.runtime.env
+        if str(variable["name"]).upper() in _ADDRESS_VARIABLES
+    ]
+    is_from_hub = isinstance(endpoint.spec.model.source, HubSource)
+    ports = {_port_of(address) for address in [*addresses, *([hub] if is_from_hub and hub else [])]}
+    # A mirror may send its clients on to where the files are.
+    return tuple(sorted({port for port in ports if port} | ({_HTTPS_PORT} if is_from_hub else set())))
 
 
 def _port_of(address: str) -> int | None:

@@ -1,7 +1,8 @@
 """One pass over one endpoint: look, compare, write what differs, say how it stands.
 
 The same for every event. It reads the store, asks the API server only before it creates something, and writes only
-what is not as it should be; a pass over an endpoint that is fine costs no request.
+what is not as it should be; a pass over an endpoint that is fine costs no request. Each write names what was seen, so
+that one that was decided on something older is refused, and the pass repeated.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from dedicate_operator.errors import ClusterError
 from dedicate_operator.handover import plan_handover
 from dedicate_operator.identity import Key
 from dedicate_operator.kinds import DEPLOYMENT, ENDPOINT, EVENT, POD, SCALED_OBJECT, Json, Kind, kind_of
-from dedicate_operator.observed import is_leftover, is_owned, is_terminating
+from dedicate_operator.observed import Observed, is_leftover, is_owned, is_terminating
 from dedicate_operator.pins import ConfigMapCreator, Pins
 from dedicate_operator.rendering import plan_rendering
 from dedicate_operator.reporting import Reporter, StatusWriter
@@ -50,6 +51,7 @@ _MISSING = "missing"
 # An API server that knows the field and leaves it out, and one that does not know it.
 _IMAGE_LEFT_OUT = "the image volume is left out"
 _NO_IMAGE_VOLUMES = (_IMAGE_LEFT_OUT, ".image: field not declared in schema")
+_UNLABELLED = "metadata.labels"
 
 
 class ClusterApi(SecretCreator, ConfigMapCreator, StatusWriter, Protocol):
@@ -61,13 +63,13 @@ class ClusterApi(SecretCreator, ConfigMapCreator, StatusWriter, Protocol):
         self, kind: Kind, namespace: str | None, *, labels: str | None = None, fields: str | None = None
     ) -> ResourceList: ...
 
-    async def apply(self, manifest: Json) -> Json: ...
+    async def apply(self, manifest: Json, seen: Json | None) -> Json: ...
 
     async def try_apply(self, manifest: Json) -> Json: ...
 
-    async def overwrite(self, manifest: Json) -> Json: ...
+    async def overwrite(self, manifest: Json, seen: Json) -> Json: ...
 
-    async def delete(self, kind: Kind, key: Key) -> None: ...
+    async def delete(self, kind: Kind, seen: Json) -> None: ...
 
 
 class Reconciler:
@@ -81,10 +83,17 @@ class Reconciler:
         *,
         downloads: Downloads,
         now: Callable[[], datetime],
+        has_backlog: Callable[[], bool] = lambda: False,
     ) -> None:
+        """Begin with nothing known.
+
+        `has_backlog` tells whether many endpoints wait: then each is given its children first, and its status after
+        all of them, when most of what it says has happened.
+        """
         self._cluster = cluster
         self._store = store
         self._defaults = defaults
+        self._has_backlog = has_backlog
         self._now = now
         self._api_keys = ApiKeys(cluster, now=now)
         self._pins = Pins(cluster)
@@ -135,20 +144,22 @@ class Reconciler:
         plan = plan_writes(endpoint, desired, observed, kept=handover.kept)
         if plan.missing and not await self._is_alive(record):
             return None
-        foreign = [*plan.foreign, *await self._find_foreign(endpoint, plan.missing)]
-        if foreign and all(is_leftover(child, endpoint) for child in foreign):
-            return _LEFTOVER_PERIOD_S
-        refusal, keys_s = _refuse_names(foreign, endpoint), None
-        if refusal is None:
+        foreign, keys_s, refusal = list(plan.foreign), None, None
+        if not foreign:
             try:
                 await self._check_image(endpoint, plan)
-                keys_s = await self._api_keys.ensure(endpoint, record.status)
-                await self._write(endpoint, plan)
+                foreign = await self._write(endpoint, plan, observed)
+                # Before any pod can mount it; but not where a name is taken.
+                keys_s = None if foreign else await self._api_keys.ensure(endpoint, record.status)
             except ClusterError as error:
                 refusal = _find_refusal(endpoint, error)
                 if refusal is None:
                     raise
-        situation = replace(situation, refusal=refusal or conflict)
+        if foreign and all(is_leftover(child, endpoint) for child in foreign):
+            return _LEFTOVER_PERIOD_S
+        if plan.missing and not (foreign or refusal) and self._has_backlog():
+            return 0.0
+        situation = replace(situation, refusal=refusal or _refuse_names(foreign, endpoint) or conflict)
         events_s = await self._report(record, situation)
         again_s = (keys_s, events_s, handover.again_s, _REFUSAL_PERIOD_S if situation.refusal else None)
         return min(filter(None, again_s), default=None)
@@ -165,25 +176,12 @@ class Reconciler:
         )
 
     async def _is_alive(self, record: EndpointRecord) -> bool:
-        """Look at the endpoint itself: nothing is created for one that is gone or going, whatever the watch says."""
-        key = key_of(record.resource)
-        live = await self._cluster.fetch(ENDPOINT, key)
-        if live is None or live["metadata"]["uid"] != record.uid:
-            self._store.remove_endpoint(key, record.uid)
-            return False
-        if is_terminating(live):
-            self._store.put_endpoint(live)
-            return False
-        return True
+        """Look at the endpoint itself: nothing is created for one that is gone or going, whatever the watch says.
 
-    async def _find_foreign(self, endpoint: Endpoint, manifests: Sequence[Json]) -> list[Json]:
-        """Return the objects of others that hold the names; the watches, which select by label, do not show them."""
-        foreign = []
-        for manifest in manifests:
-            present = await self._cluster.fetch(kind_of(manifest), key_of(manifest))
-            if present is not None and not is_owned(present, endpoint):
-                foreign.append(present)
-        return foreign
+        The store learns of it from the watch alone, which tells those that wait for its path.
+        """
+        live = await self._cluster.fetch(ENDPOINT, key_of(record.resource))
+        return live is not None and live["metadata"]["uid"] == record.uid and not is_terminating(live)
 
     async def _check_image(self, endpoint: Endpoint, plan: Plan) -> None:
         """Try a model that is an image first: an API server without image volumes leaves it out of pods unsaid.
@@ -199,26 +197,53 @@ class Reconciler:
                 if not any("image" in volume for volume in volumes):
                     raise ClusterError(_IMAGE_LEFT_OUT, code=422)
 
-    async def _write(self, endpoint: Endpoint, plan: Plan) -> None:
+    async def _write(self, endpoint: Endpoint, plan: Plan, observed: Observed) -> list[Json]:
+        """Write what the plan says; stop at an object of somebody else that holds a name of ours, and return it."""
         for manifest in plan.missing:
-            await self._apply(manifest, _MISSING)
+            foreign = await self._create(manifest, endpoint)
+            if foreign is not None:
+                return [foreign]
         for manifest, path in plan.drifted:
-            await self._apply(manifest, path)
+            await self._repair(manifest, observed.children[kind_of(manifest), manifest["metadata"]["name"]], path)
         for kind, name in plan.obsolete:
             _LOG.info("deleting", extra={"endpoint": str(endpoint.key), "kind": str(kind), "child": name})
-            await self._cluster.delete(kind, Key(endpoint.key.namespace, name))
+            await self._cluster.delete(kind, observed.children[kind, name])
+        return []
 
-    async def _apply(self, manifest: Json, why: str) -> None:
-        kind = kind_of(manifest)
+    async def _create(self, manifest: Json, endpoint: Endpoint) -> Json | None:
+        """Create a child; return what stands in its place if that is somebody else's.
+
+        The watches select by label and do not show objects of others. To try and look only if the name is taken costs
+        one request where nothing is in the way.
+        """
         try:
-            child = await self._cluster.apply(manifest)
+            self._take_note(await self._cluster.apply(manifest, None), _MISSING)
         except ClusterError as error:
-            if not error.is_invalid or why == _MISSING:
+            if not error.is_conflict:
+                raise
+            present = await self._cluster.fetch(kind_of(manifest), key_of(manifest))
+            if present is None or is_terminating(present):
+                raise
+            if not is_owned(present, endpoint):
+                return present
+            # Ours, and not among what the watch selects: somebody took the label off.
+            await self._repair(manifest, present, _UNLABELLED)
+        return None
+
+    async def _repair(self, manifest: Json, seen: Json, why: str) -> None:
+        try:
+            child = await self._cluster.apply(manifest, seen)
+        except ClusterError as error:
+            if not error.is_invalid:
                 raise
             # Somebody turned a list's item into another one; merged with ours the two may contradict each other.
-            child = await self._cluster.overwrite(manifest)
+            child = await self._cluster.overwrite(manifest, seen)
+        self._take_note(child, why)
+
+    def _take_note(self, child: Json, why: str) -> None:
+        kind = kind_of(child)
         self._store.put_child(kind, child)
-        _LOG.info("applied", extra={"kind": str(kind), "child": str(key_of(manifest)), "why": why})
+        _LOG.info("applied", extra={"kind": str(kind), "child": str(key_of(child)), "why": why})
 
     async def _report(self, record: EndpointRecord, situation: Situation) -> float | None:
         """Publish the status; return when to ask for Events again, if a pod waits for volumes."""

@@ -30,6 +30,7 @@ _USUAL_REASONS = frozenset(
         "Starting",
         "Suspended",
         "UpToDate",
+        "Valid",
         "UpgradeAvailable",
         "WaitingForModel",
     }
@@ -37,7 +38,7 @@ _USUAL_REASONS = frozenset(
 
 
 class StatusWriter(Protocol):
-    async def apply_status(self, key: Key, uid: str, status: Json) -> Json: ...
+    async def apply_status(self, key: Key, seen: Json, status: Json) -> Json: ...
 
     async def create_event(self, manifest: Json) -> None: ...
 
@@ -60,7 +61,7 @@ class Reporter:
         if stamped == record.status:
             return
         try:
-            resource = await self._cluster.apply_status(key_of(record.resource), record.uid, stamped)
+            resource = await self._cluster.apply_status(key_of(record.resource), record.resource, stamped)
         except ClusterError as error:
             if error.is_not_found:
                 return

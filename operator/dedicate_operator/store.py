@@ -1,8 +1,8 @@
 """What the watches have said so far: the endpoints and their children, in memory.
 
 Filled by watches, read by reconciles; it talks to nobody. Every change returns the keys of the endpoints that it
-concerns. An object never goes back to an older version, in whatever order lists, watches and answers to writes
-arrive.
+concerns. An object never goes back to an older version, and none that is gone comes back, in whatever order lists,
+watches and answers to writes arrive.
 """
 
 from __future__ import annotations
@@ -25,6 +25,10 @@ from dedicate_operator.surroundings import Surroundings
 
 # Host, or None for any, and URL segment.
 RouteClaim = tuple[str | None, str]
+
+
+# Arbitrary; an answer to a write is seconds behind the watch at most.
+_MAX_GRAVES = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +64,7 @@ class Store:
         self._claims: defaultdict[RouteClaim, set[Key]] = defaultdict(set)
         self._children: defaultdict[Key, dict[tuple[Kind, str], Json]] = defaultdict(dict)
         self._kinds: defaultdict[Kind, set[Key]] = defaultdict(set)
+        self._graves: dict[str, str] = {}
         self._unserved: set[Kind] = set(OPTIONAL)
         self._surroundings = Surroundings()
 
@@ -116,6 +121,8 @@ class Store:
         old = self._records.get(key)
         if old is not None and old.uid == resource["metadata"]["uid"] and not _is_newer(resource, old.resource):
             return set()
+        if old is None and self._is_buried(resource):
+            return set()
         concerned = self._forget_claim(key)
         record = self._parse(_without_managed_fields(resource))
         self._records[key] = record
@@ -133,6 +140,17 @@ class Store:
         del self._records[key]
         return concerned | {key}
 
+    def bury(self, resource: Json) -> None:
+        """Remember that the object of this version was deleted, or left what is watched."""
+        self._bury(resource, _version(resource))
+
+    def _bury(self, resource: Json, version: str) -> None:
+        uid = resource["metadata"].get("uid", "")
+        self._graves.pop(uid, None)
+        self._graves[uid] = version
+        if len(self._graves) > _MAX_GRAVES:
+            del self._graves[next(iter(self._graves))]
+
     def replace_endpoints(self, namespace: str | None, resources: Iterable[Json], version: str) -> set[Key]:
         """Take over a complete list made at `version`; endpoints that are not in it and are older are gone."""
         listed = list(resources)
@@ -141,6 +159,7 @@ class Store:
         for key, record in list(self._records.items()):
             is_absent = namespace in {None, key.namespace} and key not in present
             if is_absent and not _is_version_newer(_version(record.resource), version):
+                self._bury(record.resource, version)
                 concerned |= self.remove_endpoint(key)
         for resource in listed:
             concerned |= self.put_endpoint(resource)
@@ -154,6 +173,8 @@ class Store:
         old = self._children[owner].get(identity)
         is_same_object = old is not None and old["metadata"].get("uid") == child["metadata"].get("uid")
         if old is not None and is_same_object and not _is_newer(child, old):
+            return set()
+        if not is_same_object and self._is_buried(child):
             return set()
         self._children[owner][identity] = _without_managed_fields(child)
         self._kinds[kind].add(owner)
@@ -185,11 +206,17 @@ class Store:
                 if other == kind and (owner, name) not in present and not _is_version_newer(_version(child), version)
             ]
             for name in gone:
+                self._bury(self._children[owner][kind, name], version)
                 self._drop(owner, kind, name)
                 concerned.add(owner)
         for child in listed:
             concerned |= self.put_child(kind, child)
         return concerned
+
+    def _is_buried(self, resource: Json) -> bool:
+        """Tell whether a deletion was seen that is not older than this version of the object."""
+        version = self._graves.get(resource["metadata"].get("uid", ""))
+        return version is not None and not _is_version_newer(_version(resource), version)
 
     def _drop(self, owner: Key, kind: Kind, name: str) -> None:
         children = self._children[owner]

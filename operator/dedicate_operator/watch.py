@@ -14,7 +14,7 @@ from typing import Protocol
 
 from dedicate_operator.cluster import ResourceList, WatchEvent
 from dedicate_operator.errors import ClusterError
-from dedicate_operator.kinds import OPTIONAL, SURROUNDING, Json, Kind
+from dedicate_operator.kinds import ENDPOINT, OPTIONAL, SURROUNDING, Json, Kind
 from dedicate_operator.names import CHILDREN_SELECTOR
 from dedicate_operator.workqueue import Backoff
 
@@ -53,7 +53,7 @@ class Sink(Protocol):
 
 
 class Watcher:
-    """Follows the operator's children of one kind, or all objects of a surrounding one, in one namespace or in all."""
+    """Follows the operator's children of one kind, or all endpoints or surroundings, in one namespace or in all."""
 
     def __init__(
         self,
@@ -70,7 +70,7 @@ class Watcher:
         self.namespace = namespace
         self._source = source
         self._sink = sink
-        self._labels = None if kind in SURROUNDING else CHILDREN_SELECTOR
+        self._labels = None if kind == ENDPOINT or kind in SURROUNDING else CHILDREN_SELECTOR
         self._clock = clock
         self._random = random
         self._backoff = backoff

@@ -88,6 +88,10 @@ class KeySchedule(Generic[KeyT]):
             heapq.heappop(self._heap)
         return self._heap[0][0] if self._heap else None
 
+    def num_ready(self) -> int:
+        """Count the keys that wait for a worker."""
+        return len(self._ready)
+
     def longest_work_s(self, now: float) -> float:
         """Return for how long the longest work that is not finished has gone on, 0 if there is none."""
         return now - min(self._active.values(), default=now)
@@ -161,6 +165,9 @@ class WorkQueue(Generic[KeyT]):
     def done(self, key: KeyT) -> None:
         self._schedule.finish(key, self._clock())
         self._changed.set()
+
+    def num_ready(self) -> int:
+        return self._schedule.num_ready()
 
     def read_state(self, since: float | None) -> QueueState:
         """Return what metrics tell of it; nothing waits before `since`, when work began, or at all without it."""

@@ -24,8 +24,8 @@ class Write:
 
     @property
     def is_void(self) -> bool:
-        """Whether the API server gave it up at the deadline that came with it, as where a body never arrived."""
-        return self.code == 504
+        """Whether it changed nothing: refused because the object is another by now, or given up at its deadline."""
+        return self.code in {409, 504}
 
     def __str__(self) -> str:
         return f"{self.received} {self.account}: {self.verb} {self.resource} {self.name} -> {self.code}"

@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from dev.cluster.manifests import PROMETHEUS_OPERATOR, obtain_manifests
+from tests.cluster.gateways import install
 from tests.cluster.harness import (
     CORE,
     ENDPOINTS,
@@ -99,6 +100,12 @@ def operator(operator_process) -> Operator:
     if not operator_process.is_running():
         operator_process.start()
     return operator_process
+
+
+@pytest.fixture(scope="session")
+def gateway_api(admin) -> None:
+    """Most of the tier does without it."""
+    install(admin)
 
 
 @pytest.fixture

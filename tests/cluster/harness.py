@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -184,7 +185,8 @@ class Namespace:
 class Operator:
     """The process. Started, stopped and killed as a kubelet would."""
 
-    def __init__(self, kubeconfig: Path, log: Path) -> None:
+    def __init__(self, kubeconfig: Path, log: Path, program: tuple[str, ...] = ("-m", "dedicate_operator")) -> None:
+        self._program = program
         self._kubeconfig = kubeconfig
         self.log = log
         self._process: subprocess.Popen[bytes] | None = None
@@ -199,7 +201,7 @@ class Operator:
             self._port, self.metrics_port = (listener.getsockname()[1] for listener in (probe, other))
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "dedicate_operator"],
+                [sys.executable, *self._program],
                 env={
                     "PATH": os.environ["PATH"],
                     # Where the tests import the operator from, the process does, too.
@@ -248,6 +250,14 @@ class Operator:
     def send(self, signal_: signal.Signals) -> None:
         assert self._process is not None
         self._process.send_signal(signal_)
+
+    def suspend(self) -> str:
+        """Stop it where it is; return a time by which it stood still, as the audit log words times."""
+        self.send(signal.SIGSTOP)
+        assert self._process is not None
+        status = Path(f"/proc/{self._process.pid}/stat")
+        eventually(lambda: status.read_text().rpartition(")")[2].split()[0] == "T")
+        return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
 
     def stop(self, signal_: signal.Signals = signal.SIGTERM) -> int:
         self.send(signal_)

@@ -7,7 +7,7 @@ import json
 
 import pytest
 
-from dev.monitoring import iterate_alerts, list_operator_metrics, load_alerts
+from dev.monitoring import iterate_alerts, iterate_panels, list_operator_metrics, load_alerts
 from dev.prometheus import run_prometheus, run_promtool
 from tests.cluster.harness import DEPLOYMENTS, Operator, eventually
 
@@ -62,6 +62,22 @@ def test_prometheus_has_every_metric(namespace, operator, prometheus):
     assert _value(prometheus, "dedicate_operator_leader") == 1
     requests = prometheus.query('dedicate_operator_api_requests_total{resource="deployments", verb="patch"}')
     assert requests[0]["metric"]["code"] in {"200", "201"}
+
+
+def test_every_panel_of_the_dashboard_shows_something(namespace, operator, prometheus):
+    namespace.apply("chat")
+    namespace.await_children("chat")
+
+    def find_empty():
+        return [
+            (title, expression)
+            for title, expressions in iterate_panels("operator", {"namespace": _RELEASE})
+            for expression in expressions
+            if not prometheus.query(expression)
+        ]
+
+    # A cluster without optional kinds answers 404, so that even what failed is shown.
+    eventually(lambda: find_empty() == [], _ALERT_S)
 
 
 def test_counts_are_true(namespace, operator, prometheus):

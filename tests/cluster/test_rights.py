@@ -231,8 +231,9 @@ def narrow_operator(narrow, operator_process, tmp_path):
     account, objects = narrow
     (deployment,) = (item for item in objects if item["kind"] == "Deployment")
     (container,) = deployment["spec"]["template"]["spec"]["containers"]
-    environment = {item["name"]: item["value"] for item in container["env"]}
-    del environment["DEDICATE_LIVENESS_PORT"]
+    # Beside other processes, on ports of its own.
+    ports = {"DEDICATE_LIVENESS_PORT", "DEDICATE_METRICS_PORT"}
+    environment = {item["name"]: item.get("value", "") for item in container["env"] if item["name"] not in ports}
     process = Operator(account.kubeconfig, tmp_path / "log")
     process.start(**environment)
     yield process

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from dev.cluster.manifests import GATEWAY_API, obtain_manifests, read_definitions
+from tests.cluster.gateways import GATEWAY, install, route_of, uninstall
 from tests.cluster.harness import INGRESSES, SMALLEST, eventually
 
-DEFINITIONS = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
-GATEWAY = "/apis/gateway.networking.k8s.io/v1"
 CLASSES = f"{INGRESSES}/ingressclasses"
 # The operator asks every 30 s whether the cluster knows the kind by now.
 NOTICED_S = 60.0
@@ -27,27 +25,6 @@ LISTENERS = [
 @pytest.fixture(autouse=True)
 def running(operator):
     return operator
-
-
-def install(api):
-    for definition in read_definitions(obtain_manifests(GATEWAY_API)):
-        api.apply(f"{DEFINITIONS}/{definition['metadata']['name']}", definition)
-    eventually(lambda: api.request("GET", f"{GATEWAY}/httproutes").is_success, 30)
-
-
-@pytest.fixture(scope="session")
-def uninstalled(admin):
-    """Nothing else in this tier installs the Gateway API."""
-    assert not admin.request("GET", f"{GATEWAY}/httproutes").is_success
-
-
-@pytest.fixture(scope="session")
-def gateway_api(admin, uninstalled):
-    install(admin)
-
-
-def route_of(namespace, name):
-    return namespace.api.get(namespace.path(GATEWAY, "httproutes", name))
 
 
 def make_gateway(namespace, name="public", listeners=LISTENERS):
@@ -91,7 +68,8 @@ def spec(namespace, *, host=True, **route):
 TO_PUBLIC = {"parentRefs": [{"name": "public"}]}
 
 
-def test_http_route_is_made_once_the_gateway_api_is_installed(namespace, admin, uninstalled):
+def test_http_route_is_made_once_the_gateway_api_is_installed(namespace, admin):
+    uninstall(admin)
     namespace.apply("chat", spec(namespace, **TO_PUBLIC))
     namespace.await_condition("chat", "RouteAdmitted", "False", "GatewayAPINotInstalled")
     assert "Install the Gateway API" in namespace.message("chat", "RouteAdmitted")

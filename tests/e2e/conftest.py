@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import os
 from dataclasses import dataclass
-from urllib.parse import urlsplit
 
 import pytest
 
@@ -131,13 +130,7 @@ def kube(node_cluster):
 @pytest.fixture(scope="session")
 def values(node_cluster):
     images = push_images(RECIPES, node_cluster.registry, print)
-    port = urlsplit(node_cluster.ingress_url).port
-    api_port = node_cluster.plan.ports.api
-    values = objects.build_local_values(
-        images, host="localhost", class_name=INGRESS_CLASS, port=port, api_port=api_port
-    )
-    values["route"]["externalTLSPort"] = urlsplit(node_cluster.ingress_tls_url).port
-    return values
+    return objects.build_local_values(images, host="localhost", class_name=INGRESS_CLASS, ports=node_cluster.plan.ports)
 
 
 @pytest.fixture(scope="session")

@@ -19,8 +19,9 @@ try:
     written = True
 except OSError:
     written = False
+shm = os.statvfs("/dev/shm")
 found = {{"status": status, "written": written, "token": os.path.exists({TOKEN!r}), "environment": list(os.environ)}}
-print(json.dumps(found))
+print(json.dumps(found | {{"shm_bytes": shm.f_blocks * shm.f_frsize}}))
 """
 
 
@@ -78,3 +79,8 @@ def test_no_service_sets_a_variable(kube, pods):
         for name in look(kube, pods["model"])["environment"]
         if name.endswith("_SERVICE_HOST") and "KUBERNETES" not in name
     ]
+
+
+@pytest.mark.promise(12)
+def test_shared_memory_is_as_large_as_was_asked_for(kube, pods):
+    assert look(kube, pods["model"])["shm_bytes"] == 128 * 1024 * 1024

@@ -8,6 +8,7 @@ from __future__ import annotations
 import ssl
 import threading
 import time
+from contextlib import contextmanager
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
@@ -42,14 +43,17 @@ class Door:
         with httpx.Client(verify=self.context, timeout=120, trust_env=False) as client:
             return client.request(method, near, headers=headers, extensions={"sni_hostname": parts.hostname}, **options)
 
+    @contextmanager
     def stream(self, url, **options):
         parts = urlsplit(url)
         near = parts._replace(netloc=f"127.0.0.1:{parts.port}").geturl()
         headers = {"Host": parts.netloc} | options.pop("headers", {})
         sni = {"sni_hostname": parts.hostname}
-        return httpx.Client(verify=self.context, timeout=120, trust_env=False).stream(
-            "POST", near, headers=headers, extensions=sni, **options
-        )
+        with (
+            httpx.Client(verify=self.context, timeout=120, trust_env=False) as client,
+            client.stream("POST", near, headers=headers, extensions=sni, **options) as answer,
+        ):
+            yield answer
 
 
 class Routed:
@@ -82,7 +86,12 @@ def door(authority):
 @pytest.fixture(scope="module")
 def routed(endpoints, authority):
     endpoints.kube.apply(authority.build_secret("llm-tls", endpoints.namespace, HOST))
-    endpoints.apply("routed", route=TO_INGRESS)
+    # Half a core makes 8,000 tokens last for minutes.
+    sizes = {
+        "requests": {"cpu": "100m", "memory": "1Gi", "ephemeral-storage": "64Mi"},
+        "limits": {"cpu": "500m", "memory": "4Gi", "ephemeral-storage": "1Gi"},
+    }
+    endpoints.apply("routed", route=TO_INGRESS, resources=sizes)
     await_ready(endpoints.kube, "routed", endpoints.namespace, print, deadline_s=420)
     yield Routed(endpoints, "routed")
     endpoints.delete("routed")
@@ -109,11 +118,14 @@ def gateway(kube, node_cluster, authority):
 
 
 def await_status(door, url, status, headers=None):
-    """Ask until the answer has that status; controllers take a moment."""
+    """Ask until the answer has that status; controllers take a moment, and show a certificate of their own in it."""
     seen = []
 
     def ask():
-        seen.append(door.request("GET", url, headers=headers or {}).status_code)
+        try:
+            seen.append(door.request("GET", url, headers=headers or {}).status_code)
+        except httpx.ConnectError as error:
+            seen.append(str(error))
         return True if seen[-1] == status else None
 
     await_value(f"{url} answers {status}, saw {seen[-5:]}", ask, deadline_s=30)

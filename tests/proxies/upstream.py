@@ -14,7 +14,7 @@ PATIENCE_S = 600
 class Upstream:
     """Answers every request with a stream of server-sent events, each one released by `send`."""
 
-    def __init__(self):
+    def __init__(self, address="127.0.0.1"):
         self._events = queue.Queue()
         self.paths = []
         self.num_body_bytes = 0
@@ -47,7 +47,7 @@ class Upstream:
             def handle_error(self, *_arguments):
                 """A proxy that cuts a stream leaves a broken pipe, which is what some tests are about."""
 
-        self._server = Server(("127.0.0.1", 0), Handler)
+        self._server = Server((address, 0), Handler)
         self.port = self._server.server_port
         self._thread = threading.Thread(target=self._server.serve_forever)
 

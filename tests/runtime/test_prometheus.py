@@ -5,7 +5,7 @@ from __future__ import annotations
 import httpx
 import pytest
 
-from dev.monitoring import list_runtime_metrics
+from dev.monitoring import iterate_panels, list_runtime_metrics
 from dev.prometheus import run_prometheus, run_promtool
 
 # Exported where traces are, or after something that does not happen here.
@@ -48,3 +48,19 @@ def test_prometheus_has_every_metric(runtime, prometheus):
     assert (target["health"], target["lastError"]) == ("up", "")
     (series,) = prometheus.query("dedicate_model_info")
     assert _LABELS.items() <= series["metric"].items()
+
+
+def test_every_panel_of_the_dashboard_shows_something(runtime, prometheus):
+    # What did not happen here, or needs a limit that is not set.
+    quiet = {"Errors", "Refused by limits of keys", "Expected wait"}
+
+    def find_empty():
+        return [
+            (title, expression)
+            for title, expressions in iterate_panels("endpoints", {"namespace": "team", "endpoint": "chat"})
+            if title not in quiet
+            for expression in expressions
+            if not prometheus.query(expression)
+        ]
+
+    runtime.wait_until(lambda: not find_empty(), deadline_s=30, what=f"every panel; empty: {find_empty()}")

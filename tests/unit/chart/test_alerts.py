@@ -3,11 +3,10 @@
 import pytest
 import yaml
 
-from dev.monitoring import iterate_alerts, load_alerts
+from dev.monitoring import iterate_alerts, load_alerts, read_alerts
 from dev.prometheus import PrometheusError, run_promtool
 
-RULES = load_alerts()
-ALERTS = {alert["alert"]: alert for alert in iterate_alerts(RULES)}
+ALERTS = read_alerts()
 OPERATOR = 'namespace="dedicate-system", pod="a"'
 STANDBY = 'namespace="dedicate-system", pod="b"'
 CHAT = 'namespace="team", dedicate_endpoint="chat", pod="chat-1"'
@@ -198,9 +197,14 @@ CASES = {
 }
 
 
-def evaluate(folder, series, minutes, name, labels):
+@pytest.fixture(scope="module")
+def rules():
+    return load_alerts()
+
+
+def evaluate(folder, rules, series, minutes, name, labels):
     """Let promtool compare what fires at each of these minutes with one alert of these labels, or with none."""
-    (folder / "rules.yaml").write_text(yaml.safe_dump(RULES))
+    (folder / "rules.yaml").write_text(yaml.safe_dump(rules))
     alert = {
         "alertname": name,
         "alertstate": "firing",
@@ -227,33 +231,33 @@ def test_each_alert_has_a_case():
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_fires(name, tmp_path):
+def test_fires(name, rules, tmp_path):
     series, minute, labels, _ = CASES[name]
-    evaluate(tmp_path, series, [minute], name, labels)
+    evaluate(tmp_path, rules, series, [minute], name, labels)
 
 
 @pytest.mark.parametrize("name", [name for name in CASES if "for" in ALERTS[name]])
-def test_waits_for_its_time(name, tmp_path):
+def test_waits_for_its_time(name, rules, tmp_path):
     series, minute, _, _ = CASES[name]
-    waits = ALERTS[name]["for"]
+    (waits,) = (alert["for"] for alert in iterate_alerts(rules) if alert["alert"] == name)
     assert waits.endswith("m")
-    evaluate(tmp_path, series, [minute - int(waits[:-1]) - 1], name, None)
+    evaluate(tmp_path, rules, series, [minute - int(waits[:-1]) - 1], name, None)
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_is_silent_while_all_is_well(name, tmp_path):
+def test_is_silent_while_all_is_well(name, rules, tmp_path):
     for series in CASES[name][3]:
-        evaluate(tmp_path, series, range(60), name, None)
+        evaluate(tmp_path, rules, series, range(60), name, None)
 
 
-def test_a_case_can_fail(tmp_path):
+def test_a_case_can_fail(rules, tmp_path):
     series, minute, labels, _ = CASES["DedicateLongQueue"]
     with pytest.raises(PrometheusError, match="FAILED"):
-        evaluate(tmp_path, series, [minute], "DedicateLongQueue", labels | {"namespace": "another"})
+        evaluate(tmp_path, rules, series, [minute], "DedicateLongQueue", labels | {"namespace": "another"})
 
 
-def test_rules_are_without_fault(tmp_path):
-    (tmp_path / "rules.yaml").write_text(yaml.safe_dump(RULES))
+def test_rules_are_without_fault(rules, tmp_path):
+    (tmp_path / "rules.yaml").write_text(yaml.safe_dump(rules))
     told = run_promtool(["check", "rules", "--lint=all", "--lint-fatal", str(tmp_path / "rules.yaml")])
     assert f"{len(ALERTS)} rules found" in told
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from dev.cluster.plan import Ports
 from dev.demo import objects
 from dev.demo.completion import Client
 from dev.demo.endpoint import find_condition
@@ -51,14 +52,20 @@ def test_the_curl_lines_survive_a_shell() -> None:
 
 def test_local_values_name_images_by_digest() -> None:
     images = {name: ImageReference("r:5000", f"dedicate-{name}", "k", f"sha256:{name}") for name in RECIPES}
-    values = objects.build_local_values(images, host="localhost", class_name="traefik", port=8080, api_port=7443)
+    ports = Ports(*range(20000, 20012))
+    values = objects.build_local_values(images, host="localhost", class_name="traefik", ports=ports)
     assert values["runtime"]["image"] == {
         "repository": "r:5000/dedicate-runtime",
         "tag": "k",
         "digest": "sha256:runtime",
     }
-    assert values["route"] == {"host": "localhost", "className": "traefik", "externalPort": 8080}
-    assert values["networkPolicy"]["apiServer"]["ports"] == [443, 7443]
+    assert values["route"] == {
+        "host": "localhost",
+        "className": "traefik",
+        "externalPort": ports.ingress,
+        "externalTLSPort": ports.ingress_tls,
+    }
+    assert values["networkPolicy"]["apiServer"]["ports"] == [443, ports.api]
 
 
 def test_a_registry_without_a_tag_leaves_the_tag_to_the_chart() -> None:

@@ -71,10 +71,21 @@ class FakeCluster:
     async def close(self):
         self.is_closed = True
 
-    async def apply(self, manifest):
+    def _check_seen(self, kind, key, seen):
+        present = self.objects.get((kind, key))
+        same = ("uid", "resourceVersion")
+        is_as_seen = present is None if seen is None else present is not None
+        if seen is not None and present is not None:
+            is_as_seen = all(present["metadata"][field] == seen["metadata"][field] for field in same)
+        if not is_as_seen:
+            raise ClusterError("the object has been modified", code=409)
+
+    async def apply(self, manifest, seen):
         kind, name = kind_of(manifest), manifest["metadata"]["name"]
         self._write("apply", kind, name)
-        old = self.objects.get((kind, Key(manifest["metadata"]["namespace"], name)), {})
+        key = Key(manifest["metadata"]["namespace"], name)
+        self._check_seen(kind, key, seen)
+        old = self.objects.get((kind, key), {})
         merged = copy.deepcopy(manifest)
         if old:
             merged["metadata"]["uid"] = old["metadata"]["uid"]
@@ -88,15 +99,16 @@ class FakeCluster:
             spec["volumes"] = [volume for volume in spec["volumes"] if "image" not in volume]
         return tried
 
-    async def overwrite(self, manifest):
+    async def overwrite(self, manifest, seen):
         self.writes.append(("overwrite", str(kind_of(manifest)), manifest["metadata"]["name"]))
         return self.put(kind_of(manifest), manifest)
 
-    async def apply_status(self, key, uid, status):
+    async def apply_status(self, key, seen, status):
         self._write("status", ENDPOINT, key.name)
         resource = self.objects.get((ENDPOINT, key))
-        if resource is None or resource["metadata"]["uid"] != uid:
+        if resource is None:
             raise ClusterError("not found", code=404)
+        self._check_seen(ENDPOINT, key, seen)
         return self.put(ENDPOINT, resource | {"status": copy.deepcopy(status)})
 
     async def create_secret(self, manifest):
@@ -122,6 +134,9 @@ class FakeCluster:
             raise ClusterError("conflict", code=409)
         return self.put(LEASE, lease)
 
-    async def delete(self, kind, key):
+    async def delete(self, kind, seen):
+        key = Key(seen["metadata"]["namespace"], seen["metadata"]["name"])
         self._write("delete", kind, key.name)
+        if (kind, key) in self.objects:
+            self._check_seen(kind, key, seen)
         self.objects.pop((kind, key), None)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import inspect
+import json
 
 import pytest
 from aiohttp import web
@@ -24,15 +26,17 @@ def manifest(api_version, kind, **metadata):
     return {"apiVersion": api_version, "kind": kind, "metadata": {"namespace": "team", "name": "chat", **metadata}}
 
 
+SEEN = manifest("v1", "Service", uid="uid-1", resourceVersion="7")
 WRITES = {
-    "apply": lambda cluster: cluster.apply(manifest("apps/v1", "Deployment")),
+    "create": lambda cluster: cluster.apply(manifest("apps/v1", "Deployment"), None),
+    "apply": lambda cluster: cluster.apply(manifest("apps/v1", "Deployment"), SEEN),
     "try_apply": lambda cluster: cluster.try_apply(manifest("apps/v1", "Deployment")),
-    "apply_status": lambda cluster: cluster.apply_status(KEY, "uid", {}),
-    "overwrite": lambda cluster: cluster.overwrite(manifest("v1", "Service")),
+    "apply_status": lambda cluster: cluster.apply_status(KEY, SEEN, {}),
+    "overwrite": lambda cluster: cluster.overwrite(manifest("v1", "Service"), SEEN),
     "create_secret": lambda cluster: cluster.create_secret(manifest("v1", "Secret")),
     "create_config_map": lambda cluster: cluster.create_config_map(manifest("v1", "ConfigMap")),
     "create_event": lambda cluster: cluster.create_event(manifest("v1", "Event")),
-    "delete": lambda cluster: cluster.delete(SERVICE, KEY),
+    "delete": lambda cluster: cluster.delete(SERVICE, SEEN),
 }
 OTHERS = {
     "fetch": lambda cluster: cluster.fetch(DEPLOYMENT, KEY),
@@ -69,34 +73,53 @@ def fence(clock):
     return Fence(clock)
 
 
+def configuration(server):
+    config = {
+        "clusters": [{"name": "test", "cluster": {"server": server}}],
+        "users": [{"name": "test", "user": {}}],
+        "contexts": [{"name": "test", "context": {"cluster": "test", "user": "test", "namespace": "mine"}}],
+        "current-context": "test",
+    }
+    return KubeConfig.from_dict(config).get()
+
+
+@pytest.fixture
+async def bodies():
+    return []
+
+
+@pytest.fixture
+async def answers():
+    """What is answered before all else."""
+    return []
+
+
 @pytest.fixture
 def metrics():
     return Metrics(CollectorRegistry(), version="1")
 
 
 @pytest.fixture
-async def cluster(requests, fence, metrics):
+async def cluster(requests, bodies, fence, metrics, answers):
     async def answer(request):
         requests.append(request)
+        if request.can_read_body:
+            bodies.append(await request.json())
+        if answers:
+            return answers.pop(0)
         return web.json_response({"metadata": {"resourceVersion": "1"}})
 
     application = web.Application()
     application.add_routes([web.route("*", "/{path:.*}", answer)])
     async with TestServer(application) as server:
-        config = {
-            "clusters": [{"name": "test", "cluster": {"server": str(server.make_url("/"))}}],
-            "users": [{"name": "test", "user": {}}],
-            "contexts": [{"name": "test", "context": {"cluster": "test", "user": "test", "namespace": "mine"}}],
-            "current-context": "test",
-        }
-        made = Cluster(fence, metrics, KubeConfig.from_dict(config).get())
+        made = Cluster(fence, metrics, configuration(str(server.make_url("/"))))
         yield made
         await made.close()
 
 
 def test_no_method_is_forgotten_here():
     public = {name for name, _ in inspect.getmembers(Cluster, inspect.isfunction) if not name.startswith("_")}
-    assert public == WRITES.keys() | OTHERS.keys() | {"close", "watch"}
+    assert public == (WRITES.keys() - {"create"}) | OTHERS.keys() | {"close", "watch"}
 
 
 @pytest.mark.parametrize("name", WRITES)
@@ -115,15 +138,61 @@ async def test_the_api_server_is_told_for_how_long_a_write_may_take(name, cluste
 
 
 @pytest.mark.parametrize("name", WRITES)
-@pytest.mark.parametrize("num_looks", [1, 2], ids=["before its head", "before its body"])
-async def test_write_of_a_process_that_was_stopped_is_given_up(num_looks, name, cluster, requests, fence, clock):
+async def test_nothing_of_a_write_leaves_if_the_process_was_stopped_since_it_began(
+    name, cluster, requests, fence, clock
+):
     fence.move(107.5)
-    clock.num_looks = num_looks
+    clock.num_looks = 1
     with pytest.raises(NotLeaderError, match="before it was sent"):
         await WRITES[name](cluster)
+    # The second look is the last, and head and body leave after it.
     assert clock.num_looks == -1
-    if num_looks == 1:
-        assert requests == []
+    assert requests == []
+
+
+@pytest.mark.parametrize("name", WRITES)
+async def test_head_and_body_of_a_write_leave_in_one_piece(name, fence, metrics):
+    pieces = []
+
+    async def take(reader, writer):
+        pieces.append(await reader.read(1 << 20))
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}")
+        await writer.drain()
+        writer.close()
+
+    server = await asyncio.start_server(take, "127.0.0.1", 0)
+    cluster = Cluster(fence, metrics, configuration(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"))
+    fence.move(107.5)
+    await WRITES[name](cluster)
+    await cluster.close()
+    server.close()
+    head, _, body = pieces[0].partition(b"\r\n\r\n")
+    assert f"Content-Length: {len(body)}".encode() in head
+    assert json.loads(body)
+
+
+@pytest.mark.parametrize("name", ["apply", "apply_status", "overwrite"])
+async def test_write_names_what_was_seen(name, cluster, bodies, fence):
+    fence.move(107.5)
+    await WRITES[name](cluster)
+    metadata = bodies[0]["metadata"]
+    assert (metadata["uid"], metadata["resourceVersion"]) == ("uid-1", "7")
+
+
+async def test_creation_names_a_version_that_nothing_has(cluster, bodies, fence):
+    fence.move(107.5)
+    await WRITES["create"](cluster)
+    assert bodies[0]["metadata"]["resourceVersion"] == "1"
+    assert "uid" not in bodies[0]["metadata"]
+
+
+async def test_deletion_names_what_was_seen(cluster, bodies, fence):
+    fence.move(107.5)
+    await WRITES["delete"](cluster)
+    assert bodies[0] == {
+        "propagationPolicy": "Background",
+        "preconditions": {"uid": "uid-1", "resourceVersion": "7"},
+    }
 
 
 @pytest.mark.parametrize("name", OTHERS)
@@ -131,6 +200,14 @@ async def test_everybody_may_read_and_stand_for_election(name, cluster, requests
     await OTHERS[name](cluster)
     (request,) = requests
     assert request.method == ("PUT" if name == "replace_lease" else "GET")
+
+
+@pytest.mark.parametrize("body", ["<html>Sorry</html>", '{"kind": "Deplo', "[]", ""])
+async def test_answer_that_is_no_object_is_an_error_to_be_tried_again(body, cluster, answers):
+    answers.append(web.Response(text=body))
+    with pytest.raises(ClusterError, match="no JSON object") as caught:
+        await cluster.fetch(DEPLOYMENT, KEY)
+    assert caught.value.is_retryable
 
 
 async def test_lease_is_written_under_its_name(cluster, requests):
@@ -143,6 +220,7 @@ async def test_namespace_is_the_configurations(cluster):
 
 
 MEASURED = {
+    "create": ("patch", "deployments", "200"),
     "apply": ("patch", "deployments", "200"),
     "apply_status": ("patch", "dedicatedendpoints/status", "200"),
     "overwrite": ("patch", "services", "200"),

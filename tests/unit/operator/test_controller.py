@@ -59,8 +59,8 @@ async def test_path_is_judged_only_with_all_endpoints_known(cluster, controller)
     spec = HUB | {"dedicate": "shared"}
     young = custom_resource("young", spec, created="2026-01-02T00:00:00Z")
     cluster.put(ENDPOINT, custom_resource("old", spec, created="2026-01-01T00:00:00Z"))
-    # kopf has told of the younger one alone so far.
-    controller.observe_endpoint(None, cluster.put(ENDPOINT, young))
+    # A watch has told of the younger one alone so far.
+    controller.put(ENDPOINT, None, cluster.put(ENDPOINT, young))
     controller.start()
     await eventually(lambda: all("status" in item for (kind, _), item in cluster.objects.items() if kind == ENDPOINT))
     assert (INGRESS, Key("team", "young")) not in cluster.objects
@@ -70,7 +70,7 @@ async def test_path_is_judged_only_with_all_endpoints_known(cluster, controller)
 async def test_later_events_are_worked_on(cluster, controller):
     controller.start()
     await eventually(lambda: controller.find_obstacle() is None)
-    controller.observe_endpoint("ADDED", cluster.put(ENDPOINT, custom_resource()))
+    controller.put(ENDPOINT, None, cluster.put(ENDPOINT, custom_resource()))
     await eventually(lambda: "status" in cluster.objects[ENDPOINT, CHAT])
     service = cluster.objects.pop((SERVICE, CHAT))
     controller.remove(SERVICE, None, service)
@@ -86,6 +86,21 @@ async def test_deletion_that_nobody_told_of_is_found_and_the_path_passed_on(clus
     del cluster.objects[ENDPOINT, Key("team", "old")]
     cluster.version += 1
     await controller.resync()
+    await eventually(lambda: (INGRESS, Key("team", "young")) in cluster.objects)
+
+
+async def test_heir_is_told_by_the_watch_even_if_a_reconcile_was_quicker(cluster, controller):
+    spec = HUB | {"dedicate": "shared"}
+    for name, day in (("old", 1), ("young", 2)):
+        cluster.put(ENDPOINT, custom_resource(name, spec, created=f"2026-01-0{day}T00:00:00Z"))
+    controller.start()
+    await eventually(lambda: "status" in cluster.objects[ENDPOINT, Key("team", "young")])
+    old = cluster.objects.pop((ENDPOINT, Key("team", "old")))
+    # The garbage collector takes a child; the endpoint's own deletion has not been told yet.
+    num_reads = len(cluster.reads)
+    controller.remove(SERVICE, None, cluster.objects.pop((SERVICE, Key("team", "old"))))
+    await eventually(lambda: ("DedicatedEndpoint", "old") in cluster.reads[num_reads:])
+    controller.remove(ENDPOINT, None, old)
     await eventually(lambda: (INGRESS, Key("team", "young")) in cluster.objects)
 
 
@@ -138,7 +153,7 @@ async def test_standby_watches_and_writes_nothing(cluster, controller):
     controller.start()
     await eventually(lambda: controller.find_obstacle() is None)
     assert controller.describe_role() == "standing by for other_1"
-    controller.observe_endpoint("ADDED", cluster.put(ENDPOINT, custom_resource("later")))
+    controller.put(ENDPOINT, None, cluster.put(ENDPOINT, custom_resource("later")))
     assert cluster.writes == []
     hold(cluster, "")
     await eventually(lambda: controller.describe_role() == "leading")

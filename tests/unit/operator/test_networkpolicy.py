@@ -102,12 +102,17 @@ def test_it_stands_before_there_are_pods():
 )
 def test_addresses_in_the_environment_can_be_reached(model, env, ports):
     spec = model | {"runtime": {"env": [{"name": name, "value": value} for name, value in env.items()]}}
-    assert find_destination_ports(endpoint(spec)) == ports
+    assert find_destination_ports(endpoint(spec), None) == ports
 
 
 def test_an_address_from_a_secret_is_not_known():
     env = [{"name": "HTTPS_PROXY", "valueFrom": {"secretKeyRef": {"name": "proxy", "key": "url"}}}]
-    assert find_destination_ports(endpoint(CLAIM | {"runtime": {"env": env}})) == ()
+    assert find_destination_ports(endpoint(CLAIM | {"runtime": {"env": env}}), None) == ()
+
+
+@pytest.mark.parametrize(("model", "ports"), [(HUB, (443, 8080)), (CLAIM, ())])
+def test_the_charts_hub_can_be_reached_by_who_needs_it(model, ports):
+    assert find_destination_ports(endpoint(model), "http://hub.example:8080") == ports
 
 
 def narrow(policy):

@@ -151,6 +151,36 @@ def test_list_of_children_drops_what_is_gone_and_keeps_what_came_since():
     assert store.replace_children(CLAIM, None, [], "99") == set()
 
 
+def test_answer_to_a_write_does_not_bring_back_what_was_deleted_meanwhile():
+    store = Store(DEFAULTS)
+    store.put_child(SERVICE, service(version="5"))
+    deleted = service(version="7")
+    store.bury(deleted)
+    assert store.remove_child(SERVICE, deleted) == {CHAT}
+    assert store.put_child(SERVICE, service(version="6")) == set()
+    assert store.observed(CHAT).children == {}
+    # Its label was taken off, which a watch that selects by it tells as a deletion, and has been put back.
+    assert store.put_child(SERVICE, service(version="8")) == {CHAT}
+
+
+def test_answer_to_a_write_does_not_bring_back_an_endpoint():
+    store = Store(DEFAULTS)
+    resource = custom_resource()
+    store.put_endpoint(resource)
+    assert store.replace_endpoints(None, [], "9") == {CHAT}
+    resource["metadata"]["resourceVersion"] = "8"
+    assert store.put_endpoint(resource) == set()
+    assert store.keys() == set()
+
+
+def test_graves_are_bounded():
+    store = Store(DEFAULTS)
+    for index in range(10_000):
+        store.bury(service(version="1", uid=f"uid-{index}"))
+    assert store.put_child(SERVICE, service(version="1", uid="uid-0")) == {CHAT}
+    assert store.put_child(SERVICE, service(version="1", uid="uid-9999")) == set()
+
+
 def test_kind_of_some_clusters_is_served_once_it_was_listed_and_concerns_every_endpoint():
     store = Store(DEFAULTS)
     store.put_endpoint(custom_resource())
