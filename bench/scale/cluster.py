@@ -101,10 +101,9 @@ def read_cluster_cpu_s(cluster: Cluster) -> float:
 class OperatorProcess:
     """The operator, as a pod would run it."""
 
-    def __init__(self, cluster: Cluster, log: Path, wrapper: tuple[str, ...] = ()) -> None:
+    def __init__(self, cluster: Cluster, log: Path) -> None:
         self._kubeconfig = cluster.kubeconfig_for(ACCOUNT, "default", log.with_suffix(".kubeconfig"))
         self._log = log
-        self._wrapper = wrapper
         self._process: subprocess.Popen[bytes] | None = None
         self._port = 0
 
@@ -121,7 +120,7 @@ class OperatorProcess:
             "DEDICATE_LIVENESS_PORT": str(self._port),
             "DEDICATE_LEASE_NAME": _LEASE,
         }
-        command = [*self._wrapper, sys.executable, "-m", "dedicate_operator"]
+        command = [sys.executable, "-m", "dedicate_operator"]
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)  # noqa: ASYNC220 - returns at once
         await self.await_role("ok: leading")
@@ -183,6 +182,17 @@ class Audit:
                 if event["requestReceivedTimestamp"] > since and event["objectRef"]["resource"] != "leases":
                     found.append(event)
         return found
+
+    def first_success(self) -> dict[str, str]:
+        """Return when each object was written for the first time, by its address; RFC 3339 times sort as text."""
+        first: dict[str, str] = {}
+        for event in self.writes():
+            reference = event["objectRef"]
+            if event["responseStatus"]["code"] < 300 and reference["resource"] != "events":
+                name = reference.get("name") or event["auditID"]
+                address = f"{reference['resource']}/{reference.get('subresource', '')}/{name}"
+                first.setdefault(address, event["stageTimestamp"])
+        return first
 
     def count(self, since: str = "") -> dict[str, int]:
         """Return how many writes of each kind there were, by resource and answer."""

@@ -49,6 +49,7 @@ class ApiKeys:
         self._cluster = cluster
         self._now = now
         self._made: dict[Key, str] = {}
+        self._created: dict[Key, str] = {}
         self._doubts: dict[Key, _Doubt] = {}
 
     async def ensure(self, endpoint: Endpoint, status: Json) -> float | None:
@@ -63,7 +64,8 @@ class ApiKeys:
         if not _is_missing(endpoint, status):
             if doubt is not None and now < doubt.due:
                 return (doubt.due - now).total_seconds()
-            if doubt is None and is_recorded:
+            # What this process has created needs no record to be believed.
+            if doubt is None and (is_recorded or self._created.get(endpoint.key) == endpoint.uid):
                 return None
         self._doubts.pop(endpoint.key, None)
         is_created = await self._create(endpoint)
@@ -79,6 +81,7 @@ class ApiKeys:
         is_created = await self._cluster.create_secret(manifest)
         self._made[endpoint.key] = endpoint.uid
         if is_created:
+            self._created[endpoint.key] = endpoint.uid
             _LOG.info("created the API-key Secret", extra={"endpoint": str(endpoint.key)})
         return is_created
 
@@ -94,6 +97,7 @@ class ApiKeys:
 
     def forget(self, key: Key) -> None:
         self._made.pop(key, None)
+        self._created.pop(key, None)
         self._doubts.pop(key, None)
 
 

@@ -121,7 +121,12 @@ class Reconciler:
     async def _reconcile_endpoint(self, record: EndpointRecord, endpoint: Endpoint) -> float | None:
         conflict = self._find_path_conflict(record, endpoint)
         observed = self._store.observed(endpoint.key)
-        rendering = plan_rendering(endpoint, self._defaults, observed.deployment(endpoint))
+        rendering = plan_rendering(
+            endpoint,
+            self._defaults,
+            observed.deployment(endpoint),
+            reported_generation=record.status.get("observedGeneration"),
+        )
         scaler = select_scaler(endpoint, self._defaults, has_keda=self._store.is_served(SCALED_OBJECT))
         situation = Situation(
             endpoint,

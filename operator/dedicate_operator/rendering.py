@@ -11,7 +11,9 @@ docs/adr/0008-an-upgrade-rolls-no-model.md has the reasons. Pure.
 
 from __future__ import annotations
 
+import copy
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -41,22 +43,33 @@ class Rendering:
     pending: str | None = None
 
 
-def plan_rendering(endpoint: Endpoint, defaults: EndpointDefaults, deployment: Json | None) -> Rendering:
-    """Return the recorded template while it is that of the present specification, and else a new one."""
+def plan_rendering(
+    endpoint: Endpoint, defaults: EndpointDefaults, deployment: Json | None, *, reported_generation: int | None = None
+) -> Rendering:
+    """Return the recorded template while it is that of the present specification, and else a new one.
+
+    Args:
+        endpoint: whose pods.
+        defaults: what it leaves out.
+        deployment: its Deployment, None if there is none.
+        reported_generation: the generation that the status speaks of.
+    """
     fresh = build_pod_template(endpoint, defaults)
-    text = ((deployment or {}).get("metadata", {}).get("annotations") or {}).get(names.RENDERED_ANNOTATION)
-    recorded = _read_record(text)
+    recorded = _read_record(_annotations(deployment).get(names.RENDERED_ANNOTATION))
+    if recorded is None and endpoint.generation == reported_generation:
+        recorded = _adopt(endpoint, deployment, fresh)
     if recorded is None or endpoint.spec.runtime.upgrade_policy == "OnOperatorUpgrade":
-        return render_anew(endpoint, fresh)
+        return _record(endpoint.document, fresh)
     document, template = recorded
     if document != endpoint.document and _render(document, endpoint, defaults) != fresh:
-        return render_anew(endpoint, fresh)
-    return Rendering(template, text, _describe_difference(template, fresh))
+        return _record(endpoint.document, fresh)
+    return replace(_record(document, template), pending=_describe_difference(template, fresh))
 
 
-def render_anew(endpoint: Endpoint, template: Manifest) -> Rendering:
+def _record(document: Mapping[str, Any], template: Manifest) -> Rendering:
     """Return the template, with a record of what it was rendered for."""
-    record = json.dumps({"spec": endpoint.document, "template": template}, sort_keys=True, separators=(",", ":"))
+    content = {"spec": document, "template": template, "hash": names.hash_manifest(template)}
+    record = json.dumps(content, sort_keys=True, separators=(",", ":"))
     return Rendering(template, record if len(record) <= MAX_RECORD_BYTES else None)
 
 
@@ -70,16 +83,29 @@ def _read_record(text: str | None) -> tuple[Json, Manifest] | None:
     """Return the recorded specification and template, None if there is no record or somebody has changed it."""
     try:
         record: Any = json.loads(text or "")
-        document, template = record["spec"], record["template"]
-        annotations = dict(template["metadata"]["annotations"])
-        claimed = annotations.pop(names.TEMPLATE_HASH_ANNOTATION)
+        document, template, claimed = record["spec"], record["template"], record["hash"]
     except (ValueError, KeyError, TypeError):
         return None
-    metadata = {key: value for key, value in template["metadata"].items() if key != "annotations"}
-    if annotations:
-        metadata["annotations"] = annotations
-    is_whole = claimed == names.hash_manifest({**template, "metadata": metadata})
-    return (document, template) if is_whole and isinstance(document, dict) else None
+    is_whole = isinstance(document, dict) and isinstance(template, dict) and claimed == names.hash_manifest(template)
+    return (document, template) if is_whole else None
+
+
+def _adopt(endpoint: Endpoint, deployment: Json | None, fresh: Manifest) -> tuple[Json, Manifest] | None:
+    """Return the template of a Deployment that an operator made which kept no records, None if it is no such one."""
+    annotations = _annotations(deployment)
+    if deployment is None or names.MANIFEST_HASH_ANNOTATION not in annotations:
+        return None
+    if names.RENDERED_ANNOTATION in annotations:
+        return None
+    template: Manifest = copy.deepcopy(deployment["spec"]["template"])
+    template["metadata"].pop("creationTimestamp", None)
+    hashes = [_annotations(item).get(names.TEMPLATE_HASH_ANNOTATION) for item in (template, fresh)]
+    # Of the same hash it is what we would render, but for what the API server filled in.
+    return None if hashes[0] in {None, hashes[1]} else (dict(endpoint.document), template)
+
+
+def _annotations(resource: Json | None) -> dict[str, str]:
+    return ((resource or {}).get("metadata") or {}).get("annotations") or {}
 
 
 def _render(document: Json, endpoint: Endpoint, defaults: EndpointDefaults) -> Manifest | None:

@@ -48,29 +48,41 @@ class AuditLog:
     def find_overlaps(self, *accounts: str) -> list[str]:
         """Return each write that reached the API server outside of its writer's term.
 
-        A term begins when the account claims the Lease, and ends when it releases it or another account claims it. A
+        A term begins when the account claims a Lease, and ends when it releases it or another account claims it. A
         write must lie wholly within: taken up after the claim, and answered before the end was asked for.
         """
         writes = self.writes(*accounts)
         claims = [write for write in writes if write.resource == "leases" and write.code < 300]
-        terms: list[tuple[str, str, str]] = []
+        terms: list[_Term] = []
         for claim in claims:
-            if claim.holder not in {"", "unknown"}:
-                if not terms or terms[-1][0] != claim.account or terms[-1][2] != "":
-                    terms = [(*term[:2], term[2] or claim.received) for term in terms]
-                    terms.append((claim.account, claim.received, ""))
-            elif claim.holder == "" and terms and terms[-1][0] == claim.account:
-                terms[-1] = (*terms[-1][:2], claim.received)
+            rivals = [term for term in terms if term.lease == claim.name and not term.end]
+            if claim.holder in {"", "unknown"}:
+                ended = [term for term in rivals if term.account == claim.account and claim.holder == ""]
+            else:
+                ended = [term for term in rivals if term.account != claim.account]
+                if len(ended) == len(rivals):
+                    terms.append(_Term(claim.name, claim.account, claim.received))
+            for term in ended:
+                term.end = claim.received
         return [
             str(write)
             for write in writes
-            if write.resource != "leases"
-            and not write.is_void
-            and not any(
-                account == write.account and begin <= write.received and (not end or write.answered <= end)
-                for account, begin, end in terms
-            )
+            if write.resource != "leases" and not write.is_void and not any(term.covers(write) for term in terms)
         ]
+
+
+@dataclass
+class _Term:
+    """From a claim of a Lease until it is released or claimed by another; empty while it lasts."""
+
+    lease: str
+    account: str
+    begin: str
+    end: str = ""
+
+    def covers(self, write: Write) -> bool:
+        is_in_time = self.begin <= write.received and (not self.end or write.answered <= self.end)
+        return self.account == write.account and is_in_time
 
 
 def _parse(event: dict) -> Write:

@@ -261,6 +261,10 @@ class Operator:
 
     def stop(self, signal_: signal.Signals = signal.SIGTERM) -> int:
         self.send(signal_)
+        return self.wait()
+
+    def wait(self) -> int:
+        """Return its exit status when it has ended."""
         assert self._process is not None
         return self._process.wait(timeout=20)
 

@@ -115,7 +115,7 @@ def test_promise_11_a_leader_that_ends_hands_over(pair, namespace, admin):
     namespace.apply("after")
     eventually(lambda: namespace.deployment("after"), HANDED_OVER_S)
     standby.await_role("leading")
-    assert leader.stop() == 0
+    assert leader.wait() == 0
     assert lease(admin)["spec"]["leaseTransitions"] == transitions + 1
     assert [line["message"] for line in leader.records() if line["message"] == "released the Lease"]
 

@@ -124,7 +124,7 @@ def test_unknown_field_is_refused_by_name_or_left_out(operator, namespace):
     }
     refused = namespace.api.request("POST", path, body, fieldValidation="Strict")
     assert refused.status_code == 400
-    assert 'unknown field "spec.colour"' in refused.text
+    assert 'unknown field "spec.colour"' in refused.json()["message"]
     assert "colour" not in namespace.api.create(path, body)["spec"]
     namespace.await_children("chat")
 
