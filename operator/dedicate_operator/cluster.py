@@ -12,6 +12,7 @@ from contextlib import aclosing
 from typing import TYPE_CHECKING, NamedTuple
 
 from dedicate_operator import names
+from dedicate_operator.compact import compact
 from dedicate_operator.connection import Answer, Check, Connection
 from dedicate_operator.errors import ClusterError
 from dedicate_operator.fence import Fence
@@ -24,7 +25,8 @@ if TYPE_CHECKING:
     from lightkube.config.kubeconfig import SingleConfig
 
 _WATCH_SECONDS = 300
-_PAGE_SIZE = 500
+# Some objects are tens of kilobytes, and every kind is listed at once when the operator starts.
+_PAGE_SIZE = 100
 _APPLY = "application/apply-patch+yaml"
 _MERGE = "application/merge-patch+json"
 _APPLY_PARAMS = {"fieldManager": names.FIELD_MANAGER, "force": "true"}
@@ -83,8 +85,10 @@ class Cluster:
         params = {"limit": str(_PAGE_SIZE)} | _selectors(labels, fields)
         while True:
             page = await self._send("GET", _path(kind, namespace), params)
-            # Items of a list come without their type.
-            items += [{"apiVersion": kind.api_version, "kind": kind.kind, **item} for item in page.get("items") or []]
+            # Items of a list come without their type. Page by page, or what is left out would have to fit as well.
+            items += [
+                compact({"apiVersion": kind.api_version, "kind": kind.kind, **item}) for item in page.get("items") or []
+            ]
             metadata = page.get("metadata") or {}
             if not metadata.get("continue"):
                 return ResourceList(items, str(metadata.get("resourceVersion", "")))

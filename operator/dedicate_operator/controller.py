@@ -40,7 +40,8 @@ from dedicate_operator.workqueue import Backoff, WorkQueue
 
 _LOG = logging.getLogger(__name__)
 
-_NUM_WORKERS = 8
+# Arbitrary; more than the API server works on at once would only wait there.
+_NUM_WORKERS = 16
 _RECONCILE_DEADLINE_S = 60.0
 # Longer than any deadline of ours: what lasts longer hangs.
 _HANG_S = 180.0

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from dedicate_operator import names
+from dedicate_operator.compact import compact
 from dedicate_operator.errors import SpecError
 from dedicate_operator.identity import Key
 from dedicate_operator.kinds import HTTP_ROUTE, OPTIONAL, POD, Json, Kind
@@ -124,7 +125,7 @@ class Store:
         if old is None and self._is_buried(resource):
             return set()
         concerned = self._forget_claim(key)
-        record = self._parse(_without_managed_fields(resource))
+        record = self._parse(compact(resource))
         self._records[key] = record
         if record.claim is not None:
             self._claims[record.claim].add(key)
@@ -176,7 +177,7 @@ class Store:
             return set()
         if not is_same_object and self._is_buried(child):
             return set()
-        self._children[owner][identity] = _without_managed_fields(child)
+        self._children[owner][identity] = compact(child)
         self._kinds[kind].add(owner)
         return {owner}
 
@@ -284,9 +285,3 @@ def _is_version_newer(version: str, than: str) -> bool:
     if version.isdigit() and than.isdigit():
         return int(version) > int(than)
     return version != than
-
-
-def _without_managed_fields(resource: Json) -> Json:
-    """Leave out the bookkeeping of field managers, often half of an object and never read."""
-    metadata = {key: value for key, value in resource["metadata"].items() if key != "managedFields"}
-    return {**resource, "metadata": metadata}
