@@ -43,8 +43,8 @@ def test_promise_02_what_differs_is_put_right_with_one_write(settled, api_cluste
     since, uid = newest(audit), settled.service("seallm")["metadata"]["uid"]
     settled.api.delete(settled.path(CORE, "services", "seallm"))
     eventually(lambda: (settled.service("seallm") or {"metadata": {"uid": uid}})["metadata"]["uid"] != uid, HEALED_S)
-    settled.api.merge(settled.path(DEPLOYMENTS, "deployments", "seallm"), {"spec": {"replicas": 5}})
-    eventually(lambda: settled.deployment("seallm")["spec"]["replicas"] == 1, HEALED_S)
+    settled.api.merge(settled.path(DEPLOYMENTS, "deployments", "seallm"), {"spec": {"revisionHistoryLimit": 9}})
+    eventually(lambda: settled.deployment("seallm")["spec"]["revisionHistoryLimit"] == 3, HEALED_S)
     # Worked on after all that the two changes brought about.
     settled.apply("marker")
     settled.await_children("marker")
