@@ -107,7 +107,8 @@ def build_progressing(situation: Situation, workload: Workload) -> Condition:
     if cause is not None and _lacks_accelerator(workload, situation.endpoint):
         return Condition(type_, "True", "AwaitingGPU", _describe_wait(situation.endpoint, cause))
     what = f"{cause.reason}: {cause.message}" if cause else "pods of the present specification start"
-    if is_past_deadline(deployment):
+    # A download takes as long as it takes, and is told by itself.
+    if is_past_deadline(deployment) and not workload.num_downloading:
         seconds = (deployment or {}).get("spec", {}).get("progressDeadlineSeconds")
         return Condition(type_, "False", "ProgressDeadlineExceeded", f"not done within {seconds} s: {what}")
     if deployment is not None and 0 < wanted < deployment["spec"].get("replicas", 1):

@@ -207,6 +207,16 @@ def test_rollout_past_its_deadline_is_told_with_its_cause():
     assert conditions(status)["Ready"] == ("True", "ServingPreviousSpec")
 
 
+def test_download_is_not_late():
+    late = {"type": "Progressing", "status": "False", "reason": "ProgressDeadlineExceeded"}
+    rolling = {"observedGeneration": 1, "replicas": 1, "updatedReplicas": 1, "conditions": [late]}
+    subject = situation(HUB, pods=[(True, {})], deployment=rolling)
+    assert conditions(build_status(subject))["Progressing"] == ("False", "ProgressDeadlineExceeded")
+    subject.observed.pods[0]["status"]["initContainerStatuses"] = [{"name": "model-download", "state": {"running": {}}}]
+    assert conditions(build_status(subject))["Progressing"] == ("True", "RollingOut")
+    assert conditions(build_status(subject))["ModelCached"] == ("False", "Downloading")
+
+
 @pytest.mark.parametrize(
     ("route", "defaults", "ingress", "url"),
     [
