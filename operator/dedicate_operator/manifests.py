@@ -31,15 +31,17 @@ def build_deployment(
     """Return the Deployment, with a new pod template and as many replicas as wanted if it is not told others."""
     spec, metadata = endpoint.spec, build_metadata(endpoint, endpoint.key.name)
     rendering = rendering or plan_rendering(endpoint, defaults, None)
+    replicas = spec.wanted_replicas if replicas is None else replicas
+    metadata["annotations"] = {names.REPLICAS_ANNOTATION: str(replicas)}
     if rendering.record is not None:
-        metadata["annotations"] = {names.RENDERED_ANNOTATION: rendering.record}
+        metadata["annotations"][names.RENDERED_ANNOTATION] = rendering.record
     return seal(
         {
             "apiVersion": "apps/v1",
             "kind": "Deployment",
             "metadata": metadata,
             "spec": {
-                "replicas": spec.wanted_replicas if replicas is None else replicas,
+                "replicas": replicas,
                 "revisionHistoryLimit": 3,
                 "progressDeadlineSeconds": spec.progress_deadline_s or spec.startup_timeout_s + _PROGRESS_MARGIN_S,
                 "selector": {"matchLabels": names.build_selector(endpoint.key.name)},

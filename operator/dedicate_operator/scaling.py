@@ -5,6 +5,7 @@ Pure.
 
 from __future__ import annotations
 
+from dedicate_operator import names
 from dedicate_operator.kinds import Json
 from dedicate_operator.situation import Situation
 from dedicate_operator.workload import Workload, assess_workload, is_loading, is_past_deadline
@@ -19,11 +20,20 @@ def plan_replicas(situation: Situation) -> int:
     """
     wanted = situation.endpoint.spec.wanted_replicas
     deployment = situation.observed.deployment(situation.endpoint)
-    present: int = (deployment or {}).get("spec", {}).get("replicas", 0)
+    present = _find_present(deployment)
     if wanted == 0 or wanted >= present:
         return wanted
     workload = assess_workload(situation)
     return present if _is_loading(situation, deployment, workload) else wanted
+
+
+def _find_present(deployment: Json | None) -> int:
+    """Return the replicas that the Deployment has from us; what somebody else added is not held on to."""
+    if deployment is None:
+        return 0
+    present: int = deployment["spec"].get("replicas", 0)
+    given = (deployment["metadata"].get("annotations") or {}).get(names.REPLICAS_ANNOTATION, "")
+    return min(present, int(given)) if given.isdecimal() else present
 
 
 def _is_loading(situation: Situation, deployment: Json | None, workload: Workload) -> bool:

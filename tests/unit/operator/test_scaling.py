@@ -90,6 +90,13 @@ def test_an_init_container_that_runs_is_loading():
     assert plan_replicas(subject) == 3
 
 
+@pytest.mark.parametrize("loads", [True, False])
+def test_replicas_that_somebody_added_to_the_deployment_are_taken_back_at_once(loads):
+    subject = situation({"replicas": 3}, READY, LOADING if loads else READY)
+    subject.observed.deployment(subject.endpoint)["spec"]["replicas"] = 7
+    assert plan_replicas(subject) == 3
+
+
 @pytest.mark.parametrize("spec", [{"suspend": True}, {"replicas": 0}])
 def test_off_is_off_at_once(spec):
     assert plan_replicas(situation(spec, LOADING, LOADING, LOADING)) == 0
