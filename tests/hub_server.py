@@ -1,6 +1,7 @@
 """A server that speaks the hub's HTTP protocol: commits, branches, LFS, ranges, tokens; and fails as a hub may.
 
-Large files are served, as the hub does it, by a redirect to another address, which knows no token.
+Large files are served, as the hub does it, by a redirect to another address, which knows no token; or, as a mirror does
+it, by itself.
 """
 
 from __future__ import annotations
@@ -75,11 +76,12 @@ class Request:
 class HubServer:
     """Two listening addresses, the hub's and the content network's; every request is noted."""
 
-    def __init__(self, host="127.0.0.1"):
+    def __init__(self, host="127.0.0.1", *, has_content_network=True):
         self.repositories = {}
         self.faults = Faults()
         self.requests = []
         self.host = host
+        self.has_content_network = has_content_network
         self._hub, self._content = (self._listen(host, is_content=flag) for flag in (False, True))
 
     def _listen(self, host, *, is_content):
@@ -118,9 +120,12 @@ class HubServer:
             item.path.endswith(f"/{path}")
             and item.start == 0
             and item.method == "GET"
-            and item.is_content == is_large(path)
+            and item.is_content == self.is_elsewhere(path)
             for item in self.requests
         )
+
+    def is_elsewhere(self, path):
+        return self.has_content_network and is_large(path)
 
     def starts(self, path):
         return [item.start for item in self.requests if item.path.endswith(f"/{path}") and item.is_content]
@@ -198,7 +203,7 @@ class _Handler(BaseHTTPRequestHandler):
         if self.command == "HEAD":
             etag = f'"{blob_of(path, content)}"'
             return self.reply(200, content, ETag=etag, **{"X-Repo-Commit": commit})
-        if is_large(path) and not self.server.is_content:
+        if hub.is_elsewhere(path) and not self.server.is_content:
             return self.reply(302, Location=f"{hub.content_url}/{name}/resolve/{commit}/{path}")
         if hub.faults.corrupt[path] > 0:
             hub.faults.corrupt[path] -= 1

@@ -39,6 +39,7 @@ class ManifestModule:
 
 GATEWAY_API = ManifestModule("gateway-api", "config/crd/standard")
 PROMETHEUS_OPERATOR = ManifestModule("prometheus-operator", "example/prometheus-operator-crd")
+KEDA = ManifestModule("keda", "config/crd/bases")
 
 
 def obtain_manifests(module: ManifestModule) -> Path:

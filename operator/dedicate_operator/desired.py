@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from dedicate_operator.disruption import build_disruption_budget
 from dedicate_operator.drift import find_drift
 from dedicate_operator.httproute import build_http_route
 from dedicate_operator.ingress import build_ingress
@@ -15,6 +16,7 @@ from dedicate_operator.manifests import build_cache_claim, build_deployment, bui
 from dedicate_operator.networkpolicy import build_network_policy, is_restricted
 from dedicate_operator.observed import Observed, is_owned, is_terminating
 from dedicate_operator.placement import Placement
+from dedicate_operator.rendering import Rendering
 from dedicate_operator.settings import EndpointDefaults
 from dedicate_operator.spec import Endpoint, OwnedClaimCache
 
@@ -37,7 +39,14 @@ class Plan:
 
 
 def build_desired(
-    endpoint: Endpoint, defaults: EndpointDefaults, placement: Placement | None, *, can_surge: bool = True
+    endpoint: Endpoint,
+    defaults: EndpointDefaults,
+    placement: Placement | None,
+    *,
+    can_surge: bool = True,
+    rendering: Rendering | None = None,
+    replicas: int | None = None,
+    autoscaler: Json | None = None,
 ) -> tuple[Json, ...]:
     """Return the manifests of all children except the Secret, in the order in which they are applied.
 
@@ -46,13 +55,19 @@ def build_desired(
         defaults: what it leaves out.
         placement: where its route stands; None if there is to be none, as where the path is another's.
         can_surge: whether the cluster can run a pod beyond the wanted ones during a rollout.
+        rendering: the template of its pods; a new one if left out.
+        replicas: how many pods there are to be; as many as wanted if left out.
+        autoscaler: what scales it.
     """
     manifests: list[Json] = []
     if isinstance(endpoint.spec.cache, OwnedClaimCache):
         manifests.append(build_cache_claim(endpoint, endpoint.spec.cache))
     if is_restricted(endpoint, defaults):
         manifests.append(build_network_policy(endpoint, defaults))
-    manifests += [build_service(endpoint), build_deployment(endpoint, defaults, can_surge=can_surge)]
+    deployment = build_deployment(endpoint, defaults, can_surge=can_surge, rendering=rendering, replicas=replicas)
+    manifests += [build_service(endpoint), deployment, build_disruption_budget(endpoint)]
+    if autoscaler is not None:
+        manifests.append(autoscaler)
     if placement is not None and placement.type == "Ingress":
         manifests.append(build_ingress(endpoint, placement))
     if placement is not None and placement.type == "HTTPRoute":

@@ -77,6 +77,12 @@ class Fields:
         value = self.optional_integer(name)
         return default if value is None else value
 
+    def required_integer(self, name: str) -> int:
+        value = self.optional_integer(name)
+        if value is None:
+            raise self.error(name, "is missing")
+        return value
+
     def optional_integer(self, name: str) -> int | None:
         value = self.values.get(name)
         if value is None:

@@ -7,31 +7,46 @@ so that a field that is dropped from the intent later is noticed as well as one 
 from __future__ import annotations
 
 import base64
+import copy
 from typing import Any
 
 from dedicate_operator import names
+from dedicate_operator.rendering import Rendering, plan_rendering
 from dedicate_operator.settings import EndpointDefaults
 from dedicate_operator.spec import Endpoint, OwnedClaimCache
-from dedicate_operator.template import Manifest, build_pod_template
+from dedicate_operator.template import Manifest
 
 # A rollout is called stalled only after a pod has had its whole startup, scheduling and a pull.
 _PROGRESS_MARGIN_S = 600
 
 
-def build_deployment(endpoint: Endpoint, defaults: EndpointDefaults, *, can_surge: bool = True) -> Manifest:
-    spec = endpoint.spec
+def build_deployment(
+    endpoint: Endpoint,
+    defaults: EndpointDefaults,
+    *,
+    can_surge: bool = True,
+    rendering: Rendering | None = None,
+    replicas: int | None = None,
+) -> Manifest:
+    """Return the Deployment, with a new pod template and as many replicas as wanted if it is not told others."""
+    spec, metadata = endpoint.spec, build_metadata(endpoint, endpoint.key.name)
+    rendering = rendering or plan_rendering(endpoint, defaults, None)
+    replicas = spec.wanted_replicas if replicas is None else replicas
+    metadata["annotations"] = {names.REPLICAS_ANNOTATION: str(replicas)}
+    if rendering.record is not None:
+        metadata["annotations"][names.RENDERED_ANNOTATION] = rendering.record
     return seal(
         {
             "apiVersion": "apps/v1",
             "kind": "Deployment",
-            "metadata": build_metadata(endpoint, endpoint.key.name),
+            "metadata": metadata,
             "spec": {
-                "replicas": spec.wanted_replicas,
+                "replicas": replicas,
                 "revisionHistoryLimit": 3,
-                "progressDeadlineSeconds": spec.startup_timeout_s + _PROGRESS_MARGIN_S,
+                "progressDeadlineSeconds": spec.progress_deadline_s or spec.startup_timeout_s + _PROGRESS_MARGIN_S,
                 "selector": {"matchLabels": names.build_selector(endpoint.key.name)},
                 "strategy": _build_strategy(endpoint, can_surge=can_surge),
-                "template": build_pod_template(endpoint, defaults),
+                "template": copy.deepcopy(rendering.template),
             },
         }
     )

@@ -23,6 +23,10 @@ CHILDREN_SELECTOR = f"{MANAGED_BY_LABEL}={FIELD_MANAGER}"
 MANIFEST_HASH_ANNOTATION = f"{GROUP}/manifest-hash"
 # On the pod template: which pods belong to the present one.
 TEMPLATE_HASH_ANNOTATION = f"{GROUP}/template-hash"
+# On the Deployment: the template that its pods are made of, and the specification that it was rendered for.
+RENDERED_ANNOTATION = f"{GROUP}/rendered"
+# On the Deployment: the replicas that the operator last gave it, which tells them from what somebody else did.
+REPLICAS_ANNOTATION = f"{GROUP}/replicas"
 
 CONTAINER = "runtime"
 API_PORT_NAME = "http"

@@ -2,8 +2,8 @@
 
 In: the API port from the named peers, or from anyone where none is named; the management port from the operator's own
 peers. The kubelet's probes come from the node, which no selector names and every controller lets through. Out: nothing
-for a model on a claim; for a hub, DNS and HTTPS. Ports of addresses that the endpoint's environment spells out are open
-as well, since what is set there is meant to be reached.
+for a model on a claim; for a hub, DNS, HTTPS and the port of the operator's default hub. Ports of addresses that the
+endpoint's environment spells out are open as well, since what is set there is meant to be reached.
 """
 
 from __future__ import annotations

@@ -19,15 +19,16 @@ class Observed:
     pods: tuple[Json, ...] = ()
 
     def deployment(self, endpoint: Endpoint) -> Json | None:
-        return self._owned(DEPLOYMENT, endpoint)
+        return self.owned(DEPLOYMENT, endpoint)
 
     def ingress(self, endpoint: Endpoint) -> Json | None:
-        return self._owned(INGRESS, endpoint)
+        return self.owned(INGRESS, endpoint)
 
     def http_route(self, endpoint: Endpoint) -> Json | None:
-        return self._owned(HTTP_ROUTE, endpoint)
+        return self.owned(HTTP_ROUTE, endpoint)
 
-    def _owned(self, kind: Kind, endpoint: Endpoint) -> Json | None:
+    def owned(self, kind: Kind, endpoint: Endpoint) -> Json | None:
+        """Return the child of that kind that has the endpoint's own name."""
         child = self.children.get((kind, endpoint.key.name))
         return child if child is not None and is_owned(child, endpoint) else None
 

@@ -19,6 +19,7 @@ from dedicate_operator.spec import (
     AccessMode,
     Auth,
     AuthMode,
+    Autoscaling,
     Cache,
     ClaimSource,
     ConfigMapEntry,
@@ -40,8 +41,10 @@ from dedicate_operator.spec import (
     Route,
     Runtime,
     SamplingDefaults,
+    ScalingMetric,
     Scheduling,
     Source,
+    UpgradePolicy,
 )
 
 RESERVED_SEGMENTS = frozenset({"v1", "docs", "healthz", "readyz", "metrics"})
@@ -66,16 +69,24 @@ def parse_endpoint(resource: Mapping[str, Any]) -> Endpoint:
     key = Key(metadata["namespace"], metadata["name"])
     if len(key.name) > MAX_NAME_LENGTH:
         raise SpecError("metadata.name", f"must have at most {MAX_NAME_LENGTH} characters")
+    document = resource.get("spec") or {}
     return Endpoint(
         key=key,
         uid=metadata["uid"],
         generation=metadata.get("generation", 0),
-        spec=_parse_spec(Fields(resource.get("spec") or {}, "spec"), key.name),
+        spec=parse_spec(document, key.name),
+        document=document,
     )
 
 
-def _parse_spec(spec: Fields, name: str) -> EndpointSpec:
-    termination = spec.child("termination")
+def parse_spec(document: Mapping[str, Any], name: str) -> EndpointSpec:
+    """Turn the specification of the endpoint of that name into its values.
+
+    Raises:
+        SpecError: a field holds what cannot be served.
+    """
+    spec = Fields(document, "spec")
+    termination, rollout = spec.child("termination"), spec.child("rollout")
     model = _parse_model(spec.child("model"))
     cache = spec.optional_child("cache")
     if cache is not None and not isinstance(model.source, HubSource):
@@ -97,9 +108,10 @@ def _parse_spec(spec: Fields, name: str) -> EndpointSpec:
         startup_timeout_s=spec.child("startup").integer("timeoutSeconds", 1800),
         pre_stop_s=termination.integer("preStopSeconds", 15),
         drain_s=termination.integer("drainSeconds", 300),
-        rollout_strategy=cast(
-            "RolloutStrategy", spec.child("rollout").choice("strategy", get_args(RolloutStrategy), "Auto")
-        ),
+        rollout_strategy=cast("RolloutStrategy", rollout.choice("strategy", get_args(RolloutStrategy), "Auto")),
+        progress_deadline_s=rollout.optional_integer("progressDeadlineSeconds"),
+        autoscaling=_parse_autoscaling(spec.child("autoscaling")) if spec.has("autoscaling") else None,
+        min_available=spec.child("disruption").optional_integer("minAvailable"),
         auth=_parse_auth(spec.child("auth")),
         route=_parse_route(spec.child("route")),
         network_policy=_parse_network_policy(spec.child("networkPolicy")),
@@ -173,6 +185,7 @@ def _parse_runtime(runtime: Fields) -> Runtime:
         image_pull_secrets=tuple(item.text("name") for item in runtime.children("imagePullSecrets")),
         args=runtime.texts("args"),
         env=runtime.json_objects("env"),
+        upgrade_policy=cast("UpgradePolicy", runtime.choice("upgradePolicy", get_args(UpgradePolicy), "OnSpecChange")),
     )
 
 
@@ -193,6 +206,20 @@ def _parse_scheduling(scheduling: Fields) -> Scheduling:
         runtime_class_name=scheduling.optional_text("runtimeClassName"),
         priority_class_name=scheduling.optional_text("priorityClassName"),
     )
+
+
+def _parse_autoscaling(autoscaling: Fields) -> Autoscaling:
+    metric = autoscaling.child("metric")
+    parsed = Autoscaling(
+        max_replicas=autoscaling.required_integer("maxReplicas"),
+        target_value=metric.required_integer("targetValue"),
+        min_replicas=autoscaling.integer("minReplicas", 1),
+        metric=cast("ScalingMetric", metric.choice("type", get_args(ScalingMetric), "ActiveRequests")),
+        scale_down_delay_s=autoscaling.integer("scaleDownDelaySeconds", 300),
+    )
+    if not 1 <= parsed.min_replicas <= parsed.max_replicas:
+        raise autoscaling.error("minReplicas", "must be at least 1 and at most maxReplicas")
+    return parsed
 
 
 def _parse_auth(auth: Fields) -> Auth:

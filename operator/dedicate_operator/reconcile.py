@@ -14,6 +14,7 @@ from datetime import datetime
 from typing import Protocol
 
 from dedicate_operator.apikeys import ApiKeys, SecretCreator
+from dedicate_operator.autoscaler import build_autoscaler, select_scaler
 from dedicate_operator.caching import find_commit, read_pinned
 from dedicate_operator.cluster import ResourceList
 from dedicate_operator.desired import Plan, build_desired, plan_writes
@@ -22,10 +23,12 @@ from dedicate_operator.downloads import Downloads
 from dedicate_operator.errors import ClusterError
 from dedicate_operator.handover import plan_handover
 from dedicate_operator.identity import Key
-from dedicate_operator.kinds import DEPLOYMENT, ENDPOINT, EVENT, POD, Json, Kind, kind_of
+from dedicate_operator.kinds import DEPLOYMENT, ENDPOINT, EVENT, POD, SCALED_OBJECT, Json, Kind, kind_of
 from dedicate_operator.observed import Observed, is_leftover, is_owned, is_terminating
 from dedicate_operator.pins import ConfigMapCreator, Pins
+from dedicate_operator.rendering import plan_rendering
 from dedicate_operator.reporting import Reporter, StatusWriter
+from dedicate_operator.scaling import plan_replicas
 from dedicate_operator.settings import EndpointDefaults
 from dedicate_operator.situation import Refusal, Situation
 from dedicate_operator.spec import Endpoint, HubSource, ImageSource
@@ -118,10 +121,30 @@ class Reconciler:
     async def _reconcile_endpoint(self, record: EndpointRecord, endpoint: Endpoint) -> float | None:
         conflict = self._find_path_conflict(record, endpoint)
         observed = self._store.observed(endpoint.key)
-        situation = Situation(endpoint, self._defaults, observed, surroundings=self._store.surroundings)
+        rendering = plan_rendering(
+            endpoint,
+            self._defaults,
+            observed.deployment(endpoint),
+            reported_generation=record.status.get("observedGeneration"),
+        )
+        scaler = select_scaler(endpoint, self._defaults, has_keda=self._store.is_served(SCALED_OBJECT))
+        situation = Situation(
+            endpoint,
+            self._defaults,
+            observed,
+            pending_upgrade=rendering.pending,
+            scaler=scaler,
+            surroundings=self._store.surroundings,
+        )
         handover = plan_handover(situation, is_routed=record.claim is not None and conflict is None, now=self._now())
         desired = build_desired(
-            endpoint, self._defaults, handover.placement, can_surge=not is_awaiting_accelerator(situation)
+            endpoint,
+            self._defaults,
+            handover.placement,
+            can_surge=not is_awaiting_accelerator(situation),
+            rendering=rendering,
+            replicas=plan_replicas(situation),
+            autoscaler=build_autoscaler(endpoint, self._defaults, scaler, observed),
         )
         plan = plan_writes(endpoint, desired, observed, kept=handover.kept)
         if plan.missing and not await self._is_alive(record):
@@ -141,9 +164,9 @@ class Reconciler:
             return _LEFTOVER_PERIOD_S
         if plan.missing and not (foreign or refusal) and self._has_backlog():
             return 0.0
-        refusal = refusal or _refuse_names(foreign, endpoint) or conflict
-        events_s = await self._report(record, endpoint, refusal)
-        again_s = (keys_s, events_s, handover.again_s, _REFUSAL_PERIOD_S if refusal else None)
+        situation = replace(situation, refusal=refusal or _refuse_names(foreign, endpoint) or conflict)
+        events_s = await self._report(record, situation)
+        again_s = (keys_s, events_s, handover.again_s, _REFUSAL_PERIOD_S if situation.refusal else None)
         return min(filter(None, again_s), default=None)
 
     def _find_path_conflict(self, record: EndpointRecord, endpoint: Endpoint) -> Refusal | None:
@@ -227,21 +250,18 @@ class Reconciler:
         self._store.put_child(kind, child)
         _LOG.info("applied", extra={"kind": str(kind), "child": str(key_of(child)), "why": why})
 
-    async def _report(self, record: EndpointRecord, endpoint: Endpoint, refusal: Refusal | None) -> float | None:
+    async def _report(self, record: EndpointRecord, situation: Situation) -> float | None:
         """Publish the status; return when to ask for Events again, if a pod waits for volumes."""
-        observed = self._store.observed(endpoint.key)
-        source = endpoint.spec.model.source
-        situation = Situation(
-            endpoint,
-            self._defaults,
-            observed,
-            refusal,
-            has_keys=self._api_keys.is_made(endpoint, record.status),
+        observed, source = self._store.observed(situation.endpoint.key), situation.endpoint.spec.model.source
+        situation = replace(
+            situation,
+            observed=observed,
+            has_keys=self._api_keys.is_made(situation.endpoint, record.status),
             surroundings=self._store.surroundings,
             pinned=read_pinned(source, record.status) if isinstance(source, HubSource) else None,
-            progress=self._downloads.follow(endpoint.key, observed.pods),
+            progress=self._downloads.follow(situation.endpoint.key, observed.pods),
         )
-        await self._pins.ensure(endpoint, record.status, find_commit(situation))
+        await self._pins.ensure(situation.endpoint, record.status, find_commit(situation))
         waiting = [pod for pod in observed.pods if not is_ready(pod) and is_waiting_for_volumes(pod)]
         if waiting:
             situation = replace(situation, events=await self._fetch_events(waiting))

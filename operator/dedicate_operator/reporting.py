@@ -23,12 +23,15 @@ _USUAL_REASONS = frozenset(
         "Downloading",
         "NotAdmitted",
         "NotStarted",
+        "Pending",
         "RollingOut",
         "ScaledToZero",
+        "Scaling",
         "Starting",
         "Suspended",
         "UpToDate",
         "Valid",
+        "UpgradeAvailable",
         "WaitingForModel",
     }
 )

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from dedicate_operator.kinds import Json
+from dedicate_operator.kinds import Json, Kind
 from dedicate_operator.observed import Observed
 from dedicate_operator.settings import EndpointDefaults
 from dedicate_operator.spec import Endpoint
@@ -53,6 +53,8 @@ class Situation:
         refusal: set if the endpoint is not served as asked.
         events: Warning Events of pods that wait for volumes, by the pod's uid.
         has_keys: whether the Secret with the API keys was made.
+        pending_upgrade: what an upgrade of the operator left as it was in the pods.
+        scaler: the kind of the autoscaler that this cluster calls for, None where nothing scales.
         surroundings: what others keep that routes depend on.
         pinned: the commit that what the specification asks for was resolved to before.
         progress: of the download that goes on, as far as it is known.
@@ -64,6 +66,8 @@ class Situation:
     refusal: Refusal | None = None
     events: Mapping[str, Sequence[Json]] = field(default_factory=dict)
     has_keys: bool = True
+    pending_upgrade: str | None = None
+    scaler: Kind | None = None
     surroundings: Surroundings = field(default_factory=Surroundings)
     pinned: str | None = None
     progress: DownloadProgress | None = None

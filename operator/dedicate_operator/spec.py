@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -18,6 +19,8 @@ SamplingDefaults = Literal["Specification", "Model"]
 AccessMode = Literal["ReadWriteOnce", "ReadWriteMany"]
 RetentionPolicy = Literal["Retain", "Delete"]
 RolloutStrategy = Literal["Auto", "RollingUpdate", "Recreate"]
+UpgradePolicy = Literal["OnSpecChange", "OnOperatorUpgrade"]
+ScalingMetric = Literal["ActiveRequests", "WaitingRequests"]
 AuthMode = Literal["APIKey", "None"]
 NetworkPolicyMode = Literal["Restricted", "None"]
 
@@ -125,6 +128,7 @@ class Runtime:
     image_pull_secrets: tuple[str, ...] = ()
     args: tuple[str, ...] = ()
     env: tuple[dict[str, Any], ...] = ()
+    upgrade_policy: UpgradePolicy = "OnSpecChange"
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,6 +152,17 @@ class Scheduling:
     topology_spread_constraints: tuple[dict[str, Any], ...] = ()
     runtime_class_name: str | None = None
     priority_class_name: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Autoscaling:
+    """Between which numbers of pods, and for which average of the metric over them."""
+
+    max_replicas: int
+    target_value: int
+    min_replicas: int = 1
+    metric: ScalingMetric = "ActiveRequests"
+    scale_down_delay_s: int = 300
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,20 +220,33 @@ class EndpointSpec:
     pre_stop_s: int = 15
     drain_s: int = 300
     rollout_strategy: RolloutStrategy = "Auto"
+    progress_deadline_s: int | None = None
+    autoscaling: Autoscaling | None = None
+    min_available: int | None = None
     auth: Auth = Auth()
     route: Route = Route()
     network_policy: NetworkPolicy = NetworkPolicy()
 
     @property
     def wanted_replicas(self) -> int:
-        return 0 if self.is_suspended else self.replicas
+        if self.is_suspended:
+            return 0
+        # Zero is off, as for every autoscaler: it neither adds to it nor comes to it.
+        if self.autoscaling is None or self.replicas == 0:
+            return self.replicas
+        return min(max(self.replicas, self.autoscaling.min_replicas), self.autoscaling.max_replicas)
 
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """One custom resource: who it is and what it asks for."""
+    """One custom resource: who it is and what it asks for.
+
+    Attributes:
+        document: the specification as the API server gave it, from which `spec` was parsed.
+    """
 
     key: Key
     uid: str
     generation: int
     spec: EndpointSpec
+    document: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)

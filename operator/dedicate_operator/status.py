@@ -10,9 +10,11 @@ from dataclasses import replace
 
 from dedicate_operator import names
 from dedicate_operator.advice import MAX_ADVICE_LENGTH, advise
+from dedicate_operator.autoscaler import build_autoscaler_active
 from dedicate_operator.caching import build_cached, build_model_status
 from dedicate_operator.diagnosis import SECRET_NOT_FOUND
 from dedicate_operator.kinds import Json
+from dedicate_operator.rendering import find_image
 from dedicate_operator.routing import build_route_status, build_routed, build_url
 from dedicate_operator.situation import Condition, Situation
 from dedicate_operator.spec import Endpoint
@@ -24,7 +26,7 @@ MAX_MESSAGE_LENGTH = 1024
 
 def build_status(situation: Situation) -> Json:
     """Return the whole status, its conditions without times."""
-    endpoint, defaults = situation.endpoint, situation.defaults
+    endpoint = situation.endpoint
     workload = assess_workload(situation)
     url = build_url(situation)
     cached = build_cached(situation, workload)
@@ -37,7 +39,7 @@ def build_status(situation: Situation) -> Json:
         "selector": names.format_selector(endpoint.key.name),
         "route": build_route_status(situation),
         "model": build_model_status(situation, cached),
-        "runtimeImage": select_image(endpoint.spec, defaults),
+        "runtimeImage": _find_runtime_image(situation),
         "conditions": _format(
             [_advise(condition, endpoint) for condition in _build_conditions(situation, workload, cached)],
             endpoint.generation,
@@ -82,6 +84,13 @@ def find_news(status: Json, previous: Json) -> list[Json]:
     return [item for item in changed if item["type"] != "Ready" or item["reason"] not in told]
 
 
+def _find_runtime_image(situation: Situation) -> str:
+    """Return the image that the pods are made of, which need not be the one that a new template would have."""
+    deployment = situation.observed.deployment(situation.endpoint) or {}
+    image = find_image(deployment.get("spec", {}).get("template") or {})
+    return image or select_image(situation.endpoint.spec, situation.defaults)
+
+
 def _advise(condition: Condition, endpoint: Endpoint) -> Condition:
     """Say what to do, where a condition is not met; a long message is cut before that and not after it."""
     if not condition.is_false:
@@ -95,8 +104,9 @@ def _build_conditions(situation: Situation, workload: Workload, cached: Conditio
     available = build_available(situation, workload)
     routed = build_routed(situation)
     progressing = build_progressing(situation, workload)
+    scaled = build_autoscaler_active(situation)
     ready = _build_ready((accepted, cached, available, routed), available, routed, workload)
-    return [ready, accepted, cached, available, routed, progressing]
+    return [ready, accepted, cached, available, routed, progressing, *([scaled] if scaled else [])]
 
 
 def _build_ready(needed: Sequence[Condition], available: Condition, routed: Condition, workload: Workload) -> Condition:

@@ -10,7 +10,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from dedicate_operator import names
-from dedicate_operator.diagnosis import UNSCHEDULABLE, Cause, diagnose, diagnose_replica_failure, is_downloading
+from dedicate_operator.diagnosis import (
+    UNSCHEDULABLE,
+    Cause,
+    diagnose,
+    diagnose_pod,
+    diagnose_replica_failure,
+    is_downloading,
+)
 from dedicate_operator.kinds import Json
 from dedicate_operator.observed import find_condition, is_terminating
 from dedicate_operator.situation import Condition, Situation
@@ -21,6 +28,7 @@ from dedicate_operator.spec import Endpoint
 class Workload:
     num_pods: int
     num_ready: int
+    num_current: int
     num_ready_current: int
     num_downloading: int
     cause: Cause | None
@@ -39,6 +47,7 @@ def assess_workload(situation: Situation) -> Workload:
     return Workload(
         num_pods=len(pods),
         num_ready=sum(map(is_ready, pods)),
+        num_current=len(current),
         num_ready_current=sum(map(is_ready, current)),
         num_downloading=sum(map(is_downloading, current)),
         cause=cause,
@@ -56,6 +65,21 @@ def is_awaiting_accelerator(situation: Situation) -> bool:
 def is_ready(pod: Json) -> bool:
     condition = find_condition(pod, "Ready")
     return condition is not None and condition.get("status") == "True"
+
+
+def is_loading(pod: Json, startup_timeout_s: int) -> bool:
+    """Tell whether the pod is on its way to its first token, and nothing is known to hold it up."""
+    status = pod.get("status") or {}
+    if is_terminating(pod) or diagnose_pod(pod, (), startup_timeout_s) is not None:
+        return False
+    starting = [item for item in status.get("containerStatuses") or [] if not item.get("started")]
+    return any("running" in (item.get("state") or {}) for item in [*starting, *status.get("initContainerStatuses", ())])
+
+
+def is_past_deadline(deployment: Json | None) -> bool:
+    """Tell whether the rollout has taken longer than its deadline."""
+    condition = find_condition(deployment, "Progressing") if deployment else None
+    return condition is not None and condition.get("reason") == "ProgressDeadlineExceeded"
 
 
 def build_available(situation: Situation, workload: Workload) -> Condition:
@@ -78,14 +102,41 @@ def build_progressing(situation: Situation, workload: Workload) -> Condition:
     if wanted == 0 and situation.observed.pods:
         return Condition(type_, "True", "Draining", "pods end what they are serving")
     if not workload.is_rolling_out:
-        return Condition(type_, "False", "UpToDate", "every pod is of the present specification")
-    cause = workload.cause
+        return _build_up_to_date(situation)
+    cause, deployment = workload.cause, situation.observed.deployment(situation.endpoint)
     if cause is not None and _lacks_accelerator(workload, situation.endpoint):
-        resource = situation.endpoint.spec.accelerator.resource_name
-        return Condition(type_, "True", "AwaitingGPU", f"no node has a free {resource}: {cause.message}")
-    if cause is not None:
-        return Condition(type_, "True", "RollingOut", f"{cause.reason}: {cause.message}")
-    return Condition(type_, "True", "RollingOut", "pods of the present specification start")
+        return Condition(type_, "True", "AwaitingGPU", _describe_wait(situation.endpoint, cause))
+    what = f"{cause.reason}: {cause.message}" if cause else "pods of the present specification start"
+    # A download takes as long as it takes, and is told by itself.
+    if is_past_deadline(deployment) and not workload.num_downloading:
+        seconds = (deployment or {}).get("spec", {}).get("progressDeadlineSeconds")
+        return Condition(type_, "False", "ProgressDeadlineExceeded", f"not done within {seconds} s: {what}")
+    if deployment is not None and 0 < wanted < deployment["spec"].get("replicas", 1):
+        what += f"; fewer pods, {wanted}, follow when that is done"
+    return Condition(type_, "True", "RollingOut", what)
+
+
+def _describe_wait(endpoint: Endpoint, cause: Cause) -> str:
+    resource, strategy = endpoint.spec.accelerator.resource_name, endpoint.spec.rollout_strategy
+    way = {
+        "Auto": "pods of the previous specification, if any, go first, one at a time",
+        "RollingUpdate": "with spec.rollout.strategy RollingUpdate it waits for a free one; Auto would not",
+        "Recreate": "it waits for a free one",
+    }[strategy]
+    return f"no node has a free {resource}, so {way}: {cause.message}"
+
+
+def _build_up_to_date(situation: Situation) -> Condition:
+    pending = situation.pending_upgrade
+    if pending is None:
+        return Condition("Progressing", "False", "UpToDate", "every pod is of the present specification")
+    return Condition(
+        "Progressing",
+        "False",
+        "UpgradeAvailable",
+        "every pod is of the present specification; this version of the operator would change "
+        f"{pending} with the next change of it, or at once with spec.runtime.upgradePolicy OnOperatorUpgrade",
+    )
 
 
 def _lacks_accelerator(workload: Workload, endpoint: Endpoint) -> bool:

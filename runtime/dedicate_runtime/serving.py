@@ -10,19 +10,15 @@ import contextlib
 import gc
 import logging
 import os
-import resource
 import socket
-import sys
 import time
-from collections.abc import AsyncGenerator, Coroutine, Generator, Sequence
+from collections.abc import AsyncGenerator, Coroutine, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NoReturn
 
-import uvicorn
 from prometheus_client import CollectorRegistry
 
 from dedicate_runtime.api.app import create_app
-from dedicate_runtime.api.http_protocol import ConnectionLimits, bounded_protocol
 from dedicate_runtime.api.keys import KeyRing
 from dedicate_runtime.api.limits import Limiter, LimitPolicy
 from dedicate_runtime.api.limits_file import LimitsError, LimitsFile
@@ -36,11 +32,10 @@ from dedicate_runtime.api.usage import UsageBook
 from dedicate_runtime.engine.interface import EngineState
 from dedicate_runtime.errors import ExitCode, StartError
 from dedicate_runtime.metrics import Metrics
+from dedicate_runtime.servers import Server, bound_unread, read_port, run_server, share_connections
 from dedicate_runtime.settings import AuthMode, Settings
 
 if TYPE_CHECKING:
-    from starlette.types import ASGIApp
-
     from dedicate_runtime.api.served_model import ServedModel
     from dedicate_runtime.api.tracing import Tracer
     from dedicate_runtime.core.request import EngineStats
@@ -48,19 +43,11 @@ if TYPE_CHECKING:
     from dedicate_runtime.logs import BackgroundHandler
 
 _log = logging.getLogger(__name__)
-_CLOSE_CONNECTIONS_S = 6
-"""After the drain nothing runs, so connections have only their last bytes to send. Of the 15 s that the pod is given
-beyond the drain, the last traces and logs and the engine's end may take the rest."""
 _GC_THRESHOLD = 50_000
 """Objects made over objects freed before the collector looks at the young ones. With the usual 700 it looked several
 times in each step's frame, and now and then at all objects of all streams: a quarter of the time at 1,000."""
-_KEEP_ALIVE_S = 75
-"""Longer than the 60 s for which proxies reuse an idle connection, so that they never pick one that is being closed."""
-
-_PROBE_CONNECTIONS = 256
-"""Arbitrary: kubelet and Prometheus need a handful."""
-_OTHER_FILES = 256
-"""Arbitrary: open files that are no connections of clients."""
+_LAST_CALLS_S = 5.0
+"""Longer than a busy client pauses between two requests. Taken from the drain, and at most a half of it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,7 +87,7 @@ async def serve_engine(
     bound_unread(listeners.public, STALLED_READER_S)
     files = MountedFiles(keys=keys, limits_file=limits_file, limiter=limiter, usage=usage, metrics=metrics)
     management = create_management_app(readiness, metrics.registry)
-    public, probing = _connection_limits()
+    public, probing = share_connections()
     if settings.log_prompts:
         _log.warning("prompts and answers are written to the log", extra={"option": "--log-prompts"})
     async with contextlib.AsyncExitStack() as stack:
@@ -117,17 +104,32 @@ async def serve_engine(
             logs_prompts=settings.log_prompts,
         )
         await stack.enter_async_context(_in_background(files.watch()))
-        probes = await stack.enter_async_context(_serve(management, listeners.management, probing, metrics))
-        api = await stack.enter_async_context(_serve(DirectSend(app), listeners.public, public, metrics))
-        ports = {"port": _port(listeners.public), "management_port": _port(listeners.management)}
+        probes = await stack.enter_async_context(run_server(management, listeners.management, probing, metrics))
+        api = await stack.enter_async_context(run_server(DirectSend(app), listeners.public, public, metrics))
+        ports = {"port": read_port(listeners.public), "management_port": read_port(listeners.management)}
         _log.info("listening", extra=ports)
-        await _until(stopping, _live(engine, settings, readiness, metrics, started_at), servers=(probes, api))
+        await _until(stopping, _live(engine, settings, readiness, metrics, started_at), servers=(probes.task, api.task))
         if not readiness.is_started:
             return
+        readiness.start_leaving()
+        taken_s = await _take_last_calls(api, limit_s=min(_LAST_CALLS_S, settings.drain_seconds / 2))
         readiness.start_draining()
         _log.info("draining", extra={"drain_seconds": settings.drain_seconds})
-        await engine.drain(settings.drain_seconds)
+        await engine.drain(max(0.0, settings.drain_seconds - taken_s))
         _log.info("drained")
+
+
+async def _take_last_calls(server: Server, *, limit_s: float) -> float:
+    """Goes on answering, each answer the last of its connection, while there are connections; gives the time taken.
+
+    Routers have stopped by now, but a client within the cluster that keeps its connection knows nothing of them: its
+    next request comes here. It is answered, and the one after it goes to another pod.
+    """
+    server.close_after_answers()
+    began = time.monotonic()
+    while server.has_connections and time.monotonic() - began < limit_s:  # noqa: ASYNC110
+        await asyncio.sleep(0.05)  # the server tells nobody when its last connection goes
+    return time.monotonic() - began
 
 
 def _read_limits(file: LimitsFile) -> LimitPolicy:
@@ -225,28 +227,6 @@ async def _tracing(settings: Settings, metrics: Metrics) -> AsyncGenerator[Trace
         await export.aclose()
 
 
-def _connection_limits() -> tuple[ConnectionLimits, ConnectionLimits]:
-    """Lets this process open as many files as it may, and gives what that leaves for clients and for probes."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    public, probing = ConnectionLimits(), ConnectionLimits(max_connections=_PROBE_CONNECTIONS)
-    needed = public.num_files + probing.num_files + _OTHER_FILES
-    allowed = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
-    if soft != resource.RLIM_INFINITY and soft < allowed:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
-    if allowed < needed:
-        _log.warning("few open files are allowed: fewer connections are taken", extra={"limit": allowed})
-        public = public.within(allowed - probing.num_files - _OTHER_FILES)
-    return public, probing
-
-
-class _Server(uvicorn.Server):
-    """A server that leaves signals to the composition root."""
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Generator[None, None, None]:
-        yield
-
-
 @contextlib.asynccontextmanager
 async def _in_background(work: Coroutine[None, None, NoReturn]) -> AsyncGenerator[None, None]:
     """Runs endless work for as long as the block runs."""
@@ -256,51 +236,6 @@ async def _in_background(work: Coroutine[None, None, NoReturn]) -> AsyncGenerato
     finally:
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
-
-
-@contextlib.asynccontextmanager
-async def _serve(
-    app: ASGIApp, listener: socket.socket, limits: ConnectionLimits, metrics: Metrics
-) -> AsyncGenerator[asyncio.Future[None], None]:
-    """Serves an application on a socket for as long as the block runs, then lets its connections end.
-
-    Gives the server's task, which ends before the block does only by a fault.
-    """
-    server = _Server(
-        uvicorn.Config(
-            app,
-            http=bounded_protocol(limits, on_refusal=metrics.observe_refused_connection),
-            ws="none",
-            lifespan="off",
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            timeout_keep_alive=_KEEP_ALIVE_S,
-            timeout_graceful_shutdown=_CLOSE_CONNECTIONS_S,
-        )
-    )
-    serving = asyncio.ensure_future(server.serve([listener]))
-    try:
-        yield serving
-    finally:
-        server.should_exit = True
-        await asyncio.wait([serving])
-        if (error := serving.exception()) is not None:
-            _log.error("a server failed", exc_info=error)
-
-
-def bound_unread(listener: socket.socket, seconds: float) -> None:
-    """Has the kernel drop connections of `listener` whose peer takes nothing for so long, and their buffers with them.
-
-    A server can only close them, which waits for what is unsent. Source: tcp(7), which leaves out that accepted sockets
-    inherit the option and that a window of zero counts, too.
-    """
-    if sys.platform == "linux":
-        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(1000 * seconds))
-
-
-def _port(listener: socket.socket) -> int:
-    return int(listener.getsockname()[1])
 
 
 def _stats(engine: EngineSupervisor) -> EngineStats | None:

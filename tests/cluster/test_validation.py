@@ -8,6 +8,7 @@ from tests.cluster.harness import ENDPOINTS, SMALLEST, Api
 
 TO_GATEWAY = {"parentRefs": [{"name": "public"}]}
 HUB = {"model": {"uri": "hf://a/b"}}
+LOAD = {"maxReplicas": 2, "metric": {"targetValue": 8}}
 CLAIM = {"model": {"uri": "pvc://models/a"}}
 
 
@@ -112,7 +113,32 @@ def create(api: Api, spec, name="bad"):
             "spec.route.requestTimeoutSeconds",
             "does not go with type None",
         ),
-        (HUB | {"autoscaling": {"minReplicas": 0}}, "spec.autoscaling", "unknown field"),
+        (HUB | {"autoscaling": {"maxReplicas": 2}}, "spec.autoscaling.metric", "Required value"),
+        (
+            HUB | {"autoscaling": LOAD | {"minReplicas": 0}},
+            "spec.autoscaling.minReplicas",
+            "greater than or equal to 1",
+        ),
+        (HUB | {"autoscaling": LOAD | {"minReplicas": 3}}, "spec.autoscaling.minReplicas", "not be above maxReplicas"),
+        (HUB | {"autoscaling": LOAD | {"idleSeconds": 60}}, "spec.autoscaling", "unknown field"),
+        (
+            HUB | {"autoscaling": LOAD, "cache": {"persistentVolumeClaim": {"size": "1Gi"}}},
+            "spec.autoscaling",
+            "ReadWriteMany",
+        ),
+        (HUB | {"disruption": {"minAvailable": 1}}, "spec.disruption", "must be below spec.replicas"),
+        (HUB | {"replicas": 2, "disruption": {"minAvailable": 2}}, "spec.disruption", "must be below spec.replicas"),
+        (
+            HUB | {"replicas": 9, "autoscaling": LOAD, "disruption": {"minAvailable": 1}},
+            "spec.disruption",
+            "spec.autoscaling.minReplicas",
+        ),
+        (
+            HUB | {"rollout": {"progressDeadlineSeconds": 1800}},
+            "spec.rollout",
+            "must be above spec.startup.timeoutSeconds",
+        ),
+        (HUB | {"runtime": {"upgradePolicy": "Never"}}, "spec.runtime.upgradePolicy", "Unsupported value"),
     ],
 )
 def test_bad_specification_is_refused_by_name(admin, spec, field, sentence):
@@ -147,6 +173,12 @@ def test_bad_name_is_refused(admin, name):
         HUB | {"resources": {"requests": {"cpu": 2, "memory": "1Gi"}}},
         HUB | {"auth": {"mode": "None"}, "route": {"type": "None"}},
         HUB | {"auth": {"limitsConfigMapRef": {"name": "team-limits"}}},
+        HUB | {"autoscaling": LOAD},
+        HUB | {"autoscaling": LOAD | {"minReplicas": 2, "maxReplicas": 2}, "disruption": {"minAvailable": 1}},
+        HUB | {"replicas": 2, "disruption": {"minAvailable": 1}},
+        HUB | {"replicas": 0, "disruption": {"minAvailable": 1}},
+        HUB | {"rollout": {"progressDeadlineSeconds": 61}, "startup": {"timeoutSeconds": 60}},
+        HUB | {"runtime": {"upgradePolicy": "OnOperatorUpgrade"}},
     ],
 )
 def test_good_specification_is_taken(admin, spec):

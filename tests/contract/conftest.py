@@ -169,6 +169,7 @@ SPECS = {
     "no-auth": {"model": HUB, "auth": {"mode": "None"}},
     "limits": {"model": HUB, "auth": {"mode": "APIKey", "limitsConfigMapRef": {"name": "team-limits"}}},
     "no-pre-stop": {"model": HUB, "termination": {"preStopSeconds": 0, "drainSeconds": 0}},
+    "autoscaling": {"model": HUB, "autoscaling": {"maxReplicas": 4, "metric": {"targetValue": 8}}},
     "image": {"model": {"uri": "oci://registry.example.com/llama:1"}},
     "commit": {"model": HUB | {"revision": "0" * 40}},
     "size-limit": {"model": HUB, "cache": {"emptyDir": {"sizeLimit": "20Gi"}}},

@@ -77,13 +77,15 @@ PROBES = [
     {"model": HUB, "cache": {"persistentVolumeClaim": {"size": "1Gi"}}, "auth": {"apiKeysSecretRef": {"name": "a"}}},
     {"model": HUB, "auth": {"limitsConfigMapRef": {"name": "a"}}},
     {"model": HUB, "cache": {"existingClaim": {"name": "a"}}, "runtime": {"imagePullSecrets": [{"name": "a"}]}},
+    {"model": {"uri": "pvc://claim/path"}, "autoscaling": {"maxReplicas": 2, "metric": {"targetValue": 8}}},
     {"model": {"uri": "pvc://claim/path"}, "route": {"parentRefs": [{"name": "public"}]}},
 ]
 
 
 def test_the_parser_reads_the_fields_of_the_crd_and_no_other(crd_schema, make_resource, fill_defaults):
     asked, spec_schema = set(), crd_schema["properties"]["spec"]
-    objects = {name for name, inner in spec_schema["properties"].items() if inner["type"] == "object"} - {"cache"}
+    objects = {name for name, inner in spec_schema["properties"].items() if inner["type"] == "object"}
+    objects -= {"cache", "autoscaling"}
     for spec in PROBES:
         full = fill_defaults(spec_schema, {name: {} for name in objects} | spec)
         parse_endpoint(make_resource(Recorder(full, asked)))
@@ -120,6 +122,9 @@ def nest(path, value):
     tree.setdefault("model", {}).setdefault("uri", "hf://a/b")
     if "persistentVolumeClaim" in path:
         tree["cache"]["persistentVolumeClaim"].setdefault("size", "1Gi")
+    if "autoscaling" in path:
+        tree["autoscaling"]["maxReplicas"] = 2
+        tree["autoscaling"]["metric"].setdefault("targetValue", 8)
     return tree
 
 

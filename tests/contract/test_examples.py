@@ -15,7 +15,7 @@ EXAMPLES = sorted((REPOSITORY / "examples").glob("*.yaml"))
 def validate(text, schema):
     validator = jsonschema.Draft7Validator(schema)
     for resource in yaml.safe_load_all(text):
-        if resource["kind"] == "DedicatedEndpoint":
+        if resource.get("kind") == "DedicatedEndpoint":
             validator.validate(resource)
 
 
@@ -32,6 +32,9 @@ def test_there_is_one_for_each_promise():
         "cpu-only",
         "two-replicas",
         "limits",
+        "autoscaling",
+        "autoscaling-hpa",
+        "autoscaling-keda",
         "httproute",
         "tls",
         "gated-model-shared-cache",
@@ -47,7 +50,7 @@ def test_it_is_one_commented_resource_without_a_namespace(example):
     text = example.read_text()
     *beside, resource = yaml.safe_load_all(text)
     assert (resource["apiVersion"], resource["kind"]) == ("dedicate.dev/v1alpha1", "DedicatedEndpoint")
-    assert {item["kind"] for item in beside} <= {"ConfigMap"}
+    assert {item["kind"] for item in beside} <= {"ConfigMap", "HorizontalPodAutoscaler", "ScaledObject"}
     assert all("namespace" not in item["metadata"] for item in [*beside, resource])
     assert text.startswith("# ")
 
@@ -90,7 +93,9 @@ def test_the_schema_refuses_an_unknown_field(closed_schema, load_example):
         jsonschema.Draft7Validator(closed_schema).validate(resource)
 
 
-@pytest.mark.parametrize("path", ["README.md", "docs/user-guide.md", "docs/custom-resource.md", "docs/runbook.md"])
+@pytest.mark.parametrize(
+    "path", ["README.md", "docs/user-guide.md", "docs/custom-resource.md", "docs/runbook.md", "docs/scaling.md"]
+)
 def test_endpoints_in_documents_meet_the_schema_too(path, document, closed_schema):
     for block in document(path).blocks("yaml"):
         if "kind: DedicatedEndpoint" in block:

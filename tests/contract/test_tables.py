@@ -6,12 +6,16 @@ from enum import Enum
 import pytest
 
 from dedicate_operator import names
+from dedicate_operator.autoscaler import build_autoscaler
 from dedicate_operator.diagnosis import EXIT_REASONS
+from dedicate_operator.disruption import build_disruption_budget
 from dedicate_operator.errors import SettingsError
 from dedicate_operator.httproute import build_http_route
 from dedicate_operator.ingress import build_ingress
+from dedicate_operator.kinds import AUTOSCALER, SCALED_OBJECT
 from dedicate_operator.manifests import build_deployment, build_keys_secret, build_service
 from dedicate_operator.networkpolicy import build_network_policy
+from dedicate_operator.observed import Observed
 from dedicate_operator.placement import place_route
 from dedicate_operator.routes import ParentRef
 from dedicate_operator.settings import Settings as OperatorSettings
@@ -161,6 +165,7 @@ class TestOperatorEnvironment:
                 "externalPort": 8080,
                 "externalTLSPort": 8443,
             },
+            "autoscaling": {"prometheusUrl": "http://prometheus.monitoring:9090"},
             "models": {"hubEndpoint": "http://hub.example.com:8080/mirror"},
             "logging": {"format": "plain", "level": "debug"},
             "ports": {"liveness": 8181, "metrics": 8282},
@@ -181,6 +186,7 @@ class TestOperatorEnvironment:
         assert settings.defaults.image_pull_secrets == ("registry",)
         assert settings.defaults.route_host == "llm.example.com"
         assert settings.defaults.route_class_name == "traefik"
+        assert settings.defaults.prometheus_url == "http://prometheus.monitoring:9090"
         assert settings.defaults.network_policy.mode == "None"
         assert settings.defaults.network_policy.allow_from == ({"podSelector": {}},)
         operator, monitoring = settings.defaults.network_policy.management_from
@@ -230,6 +236,7 @@ class TestNamesAndLabels:
             build_service(endpoint),
             build_ingress(endpoint, place_route(endpoint, defaults)),
             build_http_route(endpoint, place_route(endpoint, defaults)),
+            build_disruption_budget(endpoint),
             build_keys_secret(endpoint, "key"),
         ):
             for label, value in child["metadata"]["labels"].items():
@@ -249,6 +256,10 @@ class TestNamesAndLabels:
             build_http_route(endpoint, placement),
             build_network_policy(endpoint, defaults),
         ):
+            assert child["metadata"]["name"] == name
+        assert rows["PodDisruptionBudget, HorizontalPodAutoscaler or ScaledObject"] == name
+        scalers = [build_autoscaler(endpoint, defaults, kind, Observed()) for kind in (AUTOSCALER, SCALED_OBJECT)]
+        for child in (build_disruption_budget(endpoint), *filter(None, scalers)):
             assert child["metadata"]["name"] == name
         secret = build_keys_secret(endpoint, "key")
         assert rows["Secret with the generated key (key `default`)"] == secret["metadata"]["name"]

@@ -25,11 +25,14 @@ TOLD_S = 60
 
 @pytest.fixture(scope="module")
 def hub(node_cluster):
-    """A hub at the machine's end of the link to the node, which pods reach and 127.0.0.1 is not."""
+    """A mirror at the machine's end of the link to the node, which pods reach, and 127.0.0.1 they do not.
+
+    The pods' NetworkPolicy, which is enforced, lets them out to the port of HF_ENDPOINT and no other that is used here.
+    """
     folder = ensure_models_folder() / MODEL_FOLDER
     files = {path.name: path.read_bytes() for path in folder.iterdir()}
     moved = files | {"README.txt": b"the branch has moved\n"}
-    server = HubServer(node_cluster.plan.host_address)
+    server = HubServer(node_cluster.plan.host_address, has_content_network=False)
     for access in ("open", "gated"):
         server.repositories[f"org/{access}"] = Repository({FIRST: files, SECOND: moved}, {"main": FIRST}, access)
     with server.running():

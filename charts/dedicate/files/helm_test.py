@@ -15,12 +15,12 @@ ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 TIMEOUT_S = 60
 
 
-def fetch(url, *, token=None, body=None, context=None):
+def fetch(url, *, bearer=None, body=None, context=None):
     """Return the JSON that `url` answers with; end the test where it answers with an error or not at all."""
     request = urllib.request.Request(url, data=None if body is None else json.dumps(body).encode())
     request.add_header("Content-Type", "application/json")
-    if token:
-        request.add_header("Authorization", f"Bearer {token}")
+    if bearer:
+        request.add_header("Authorization", f"Bearer {bearer}")
     try:
         with urllib.request.urlopen(request, timeout=TIMEOUT_S, context=context) as answer:
             return json.load(answer)
@@ -35,15 +35,15 @@ def check_operator():
     host, port = os.environ["KUBERNETES_SERVICE_HOST"], os.environ["KUBERNETES_SERVICE_PORT"]
     server = f"https://[{host}]:{port}" if ":" in host else f"https://{host}:{port}"
     context = ssl.create_default_context(cafile=str(ACCOUNT / "ca.crt"))
-    token = (ACCOUNT / "token").read_text()
+    bearer = (ACCOUNT / "token").read_text()
 
-    resources = fetch(f"{server}/apis/dedicate.dev/v1alpha1", token=token, context=context)["resources"]
+    resources = fetch(f"{server}/apis/dedicate.dev/v1alpha1", bearer=bearer, context=context)["resources"]
     if "dedicatedendpoints" not in {resource["name"] for resource in resources}:
         sys.exit("FAILED: the API server does not serve dedicatedendpoints.dedicate.dev")
     print("ok: dedicatedendpoints.dedicate.dev is served")
 
     path = f"/apis/apps/v1/namespaces/{os.environ['OPERATOR_NAMESPACE']}/deployments/{os.environ['OPERATOR_NAME']}"
-    deployment = fetch(server + path, token=token, context=context)
+    deployment = fetch(server + path, bearer=bearer, context=context)
     wanted, available = deployment["spec"]["replicas"], deployment.get("status", {}).get("availableReplicas", 0)
     if available < wanted:
         sys.exit(f"FAILED: {available} of {wanted} operator pods are available")
@@ -54,9 +54,9 @@ def check_endpoint(base_url):
     """An endpoint completes a prompt under the name that it reports."""
     path = os.environ.get("ENDPOINT_KEY_FILE")
     key = Path(path).read_text().strip() if path else None
-    model = fetch(f"{base_url}/models", token=key)["data"][0]["id"]
+    model = fetch(f"{base_url}/models", bearer=key)["data"][0]["id"]
     body = {"model": model, "prompt": "The capital of France is", "max_tokens": 8, "temperature": 0}
-    choice = fetch(f"{base_url}/completions", token=key, body=body)["choices"][0]
+    choice = fetch(f"{base_url}/completions", bearer=key, body=body)["choices"][0]
     if choice["finish_reason"] not in {"stop", "length"}:
         sys.exit(f"FAILED: the completion ended with {choice['finish_reason']!r}")
     print(f"ok: {model} completed: {choice['text']!r}")

@@ -79,6 +79,8 @@ helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version | replace 
   value: {{ .Values.route.externalPort | default "" | toString | quote }}
 - name: DEDICATE_ROUTE_EXTERNAL_TLS_PORT
   value: {{ .Values.route.externalTLSPort | default "" | toString | quote }}
+- name: DEDICATE_PROMETHEUS_URL
+  value: {{ .Values.autoscaling.prometheusUrl | quote }}
 {{- $policy := .Values.networkPolicy.endpoints }}
 {{- $operator := include "dedicate.peer" . | fromYaml }}
 - name: DEDICATE_NETWORK_POLICY_MODE

@@ -17,19 +17,24 @@ to do that hangs, too."""
 
 
 class Readiness:
-    """The life of one runtime: loading, then serving, then draining. While an engine is replaced it does not serve."""
+    """The life of one runtime: loading, serving, leaving, draining. While an engine is replaced it does not serve."""
 
     def __init__(self, engine: Engine, *, stall_s: float) -> None:
         self._engine = engine
         self._stall_s = stall_s
         self._served: ServedModel | None = None
+        self._is_leaving = False
         self.is_draining = False
 
     def start_serving(self, served: ServedModel) -> None:
         self._served = served
 
+    def start_leaving(self) -> None:
+        """Wants no more work, and takes what comes all the same."""
+        self._is_leaving = True
+
     def start_draining(self) -> None:
-        self.is_draining = True
+        self._is_leaving = self.is_draining = True
 
     @property
     def is_started(self) -> bool:
@@ -45,9 +50,15 @@ class Readiness:
 
     @property
     def problem(self) -> ApiError | None:
-        """Why new work is refused just now; None when it is welcome."""
-        if self.is_draining:
-            return unavailable("The server is shutting down. Retry, and another one will answer.", "draining")
+        """Why no work should be sent here just now; None when it is welcome."""
+        return self._farewell if self._is_leaving else self._obstacle
+
+    @property
+    def _farewell(self) -> ApiError:
+        return unavailable("The server is shutting down. Retry, and another one will answer.", "draining")
+
+    @property
+    def _obstacle(self) -> ApiError | None:
         if self._engine.state is EngineState.DEAD:
             return unavailable("The engine has ended; the server is about to restart.", "engine_unavailable")
         if self._engine.state is EngineState.RESTARTING:
@@ -62,7 +73,7 @@ class Readiness:
         Raises:
             ApiError: 503, while loading, draining or dead.
         """
-        problem = self.problem
+        problem = self._farewell if self.is_draining else self._obstacle
         if problem is not None:
             raise problem
         return self.require_loaded()

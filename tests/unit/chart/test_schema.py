@@ -44,6 +44,7 @@ WRONG = [
     ({"route": {"externalTLSPort": 0}}, "externalTLSPort"),
     ({"route": {"externalPort": 0}}, "externalPort"),
     ({"route": {"externalPort": 65536}}, "externalPort"),
+    ({"autoscaling": {"prometheusUrl": "prometheus:9090"}}, "prometheusUrl"),
     ({"models": {"hubEndpoint": "hub.example.com"}}, "hubEndpoint"),
     ({"logging": {"format": "text"}}, "format"),
     ({"logging": {"level": "INFO"}}, "level"),

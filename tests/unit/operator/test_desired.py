@@ -5,7 +5,7 @@ import copy
 import pytest
 
 from dedicate_operator.desired import build_desired, plan_writes
-from dedicate_operator.kinds import CLAIM, DEPLOYMENT, INGRESS, NETWORK_POLICY, SERVICE, kind_of
+from dedicate_operator.kinds import CLAIM, DEPLOYMENT, DISRUPTION_BUDGET, INGRESS, NETWORK_POLICY, SERVICE, kind_of
 from dedicate_operator.manifests import build_cache_claim
 from dedicate_operator.observed import Observed, is_leftover, is_owned
 from dedicate_operator.parsing import parse_endpoint
@@ -23,7 +23,14 @@ def observe(manifests=DESIRED):
 
 
 def test_order_is_what_a_pod_needs_first_and_the_route_last():
-    assert [kind_of(item) for item in DESIRED] == [CLAIM, NETWORK_POLICY, SERVICE, DEPLOYMENT, INGRESS]
+    assert [kind_of(item) for item in DESIRED] == [
+        CLAIM,
+        NETWORK_POLICY,
+        SERVICE,
+        DEPLOYMENT,
+        DISRUPTION_BUDGET,
+        INGRESS,
+    ]
 
 
 def test_nothing_to_do():

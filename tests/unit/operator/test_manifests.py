@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 import yaml
 
+from dedicate_operator.disruption import build_disruption_budget
 from dedicate_operator.ingress import build_ingress
 from dedicate_operator.manifests import build_cache_claim, build_deployment, build_keys_secret, build_service
-from dedicate_operator.names import MANIFEST_HASH_ANNOTATION, TEMPLATE_HASH_ANNOTATION
+from dedicate_operator.names import MANIFEST_HASH_ANNOTATION, RENDERED_ANNOTATION, TEMPLATE_HASH_ANNOTATION
 from dedicate_operator.parsing import parse_endpoint
 from dedicate_operator.placement import place_route
 from dedicate_operator.settings import EndpointDefaults
@@ -56,6 +57,8 @@ SPECS = {
         },
         "startup": {"timeoutSeconds": 601},
         "termination": {"preStopSeconds": 0, "drainSeconds": 10},
+        "rollout": {"progressDeadlineSeconds": 900},
+        "disruption": {"minAvailable": 1},
         "auth": {
             "apiKeysSecretRef": {"name": "team-keys"},
             "limitsConfigMapRef": {"name": "team-limits", "key": "llama.yaml"},
@@ -79,7 +82,10 @@ def endpoint(spec, name="chat"):
 
 def build_all(spec):
     subject = endpoint(spec)
-    manifests = [build_service(subject), build_deployment(subject, DEFAULTS)]
+    deployment = build_deployment(subject, DEFAULTS)
+    # The template once more, and the specification; test_rendering.py looks at it.
+    del deployment["metadata"]["annotations"][RENDERED_ANNOTATION]
+    manifests = [build_service(subject), deployment, build_disruption_budget(subject)]
     if subject.spec.route.type != "None":
         manifests.append(build_ingress(subject, place_route(subject, DEFAULTS)))
     if "persistentVolumeClaim" in spec.get("cache", {}):

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -164,3 +165,14 @@ def test_an_empty_selector_is_not_nothing():
     assert [kind_of(item) for item, _ in plan_writes(endpoint(spec), desired, Observed(children)).drifted] == [
         NETWORK_POLICY
     ]
+
+
+def test_the_port_of_the_operators_hub_is_open_to_what_downloads():
+    assert find_destination_ports(endpoint(HUB), "http://hub.example.com:8080") == (443, 8080)
+    assert find_destination_ports(endpoint(HUB), "http://hub.example.com") == (80, 443)
+    assert find_destination_ports(endpoint(CLAIM), "http://hub.example.com:8080") == ()
+    mirrored = replace(defaults(), hub_endpoint="http://hub.example.com:8080")
+    ports = [
+        port["port"] for rule in build_network_policy(endpoint(), mirrored)["spec"]["egress"] for port in rule["ports"]
+    ]
+    assert 8080 in ports

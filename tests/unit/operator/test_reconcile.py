@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -10,7 +11,18 @@ import pytest
 from dedicate_operator.downloads import Downloads
 from dedicate_operator.errors import ClusterError
 from dedicate_operator.identity import Key
-from dedicate_operator.kinds import CHILDREN, DEPLOYMENT, ENDPOINT, INGRESS, NETWORK_POLICY, POD, SERVICE
+from dedicate_operator.kinds import (
+    AUTOSCALER,
+    CHILDREN,
+    DEPLOYMENT,
+    DISRUPTION_BUDGET,
+    ENDPOINT,
+    INGRESS,
+    NETWORK_POLICY,
+    POD,
+    SCALED_OBJECT,
+    SERVICE,
+)
 from dedicate_operator.names import TEMPLATE_HASH_ANNOTATION
 from dedicate_operator.reconcile import Reconciler
 from dedicate_operator.store import Store
@@ -29,7 +41,11 @@ class World:
         self.now = datetime(2026, 1, 1, tzinfo=UTC)
         self.progress = {}
         self.downloads = Downloads(self, notify=lambda _: None, clock=lambda: 0.0)
-        self.reconciler = Reconciler(self.cluster, self.store, DEFAULTS, downloads=self.downloads, now=lambda: self.now)
+        self.reconciler = self.build_reconciler(DEFAULTS)
+
+    def build_reconciler(self, defaults):
+        """Return an operator with these defaults over the same store."""
+        return Reconciler(self.cluster, self.store, defaults, downloads=self.downloads, now=lambda: self.now)
 
     async def fetch_progress(self, address):
         return self.progress.get(address)
@@ -67,6 +83,7 @@ async def test_first_pass_makes_everything_in_order(world):
         ("apply", "NetworkPolicy", "chat"),
         ("apply", "Service", "chat"),
         ("apply", "Deployment", "chat"),
+        ("apply", "PodDisruptionBudget", "chat"),
         ("apply", "Ingress", "chat"),
         ("create", "Secret", "chat-api-keys"),
         ("status", "DedicatedEndpoint", "chat"),
@@ -98,6 +115,31 @@ async def test_fresh_process_over_settled_objects_writes_nothing(world):
             fresh.store.put_endpoint(resource)
     await fresh.reconcile()
     assert fresh.cluster.writes == []
+
+
+async def test_promise_05_an_operator_with_another_image_writes_the_status_alone(world):
+    world.add()
+    await world.reconcile()
+    newer = world.build_reconciler(replace(DEFAULTS, image="registry/runtime:2"))
+    world.cluster.writes.clear()
+    await newer.reconcile(CHAT)
+    assert [write for write in world.cluster.writes if write[0] != "status"] == []
+    await newer.reconcile(CHAT)
+    assert len(world.cluster.writes) <= 1
+
+
+async def test_autoscaler_is_exchanged_one_after_the_other(world):
+    defaults = replace(DEFAULTS, prometheus_url="http://prometheus:9090")
+    world.reconciler = world.build_reconciler(defaults)
+    world.add(spec=HUB | {"autoscaling": {"maxReplicas": 2, "metric": {"targetValue": 8}}})
+    await world.reconcile()
+    assert ("apply", "HorizontalPodAutoscaler", "chat") in world.cluster.writes
+    world.store.note_served(SCALED_OBJECT, is_served=True)
+    await world.reconcile()
+    assert ("apply", "ScaledObject", "chat") not in world.cluster.writes
+    world.store.remove_child(AUTOSCALER, world.store.observed(CHAT).children[AUTOSCALER, "chat"])
+    await world.reconcile()
+    assert ("apply", "ScaledObject", "chat") in world.cluster.writes
 
 
 async def test_drifted_child_is_one_write(world):
@@ -159,7 +201,7 @@ async def test_children_of_a_former_endpoint_are_waited_for(world):
     world.add(uid="uid-second")
     assert await world.reconcile() > 0
     assert world.cluster.writes == []
-    for kind in (NETWORK_POLICY, SERVICE, DEPLOYMENT, INGRESS):
+    for kind in (NETWORK_POLICY, SERVICE, DEPLOYMENT, DISRUPTION_BUDGET, INGRESS):
         world.store.remove_child(kind, world.cluster.objects.pop((kind, CHAT)))
     requeue_s = await world.reconcile()
     assert ("create", "Secret", "chat-api-keys") in world.cluster.writes
@@ -387,6 +429,6 @@ async def test_status_is_told_after_all_have_their_children_where_many_wait(worl
         has_backlog=lambda: True,
     )
     assert await busy.reconcile(CHAT) == 0.0
-    assert [verb for verb, _, _ in world.cluster.writes] == ["apply", "apply", "apply", "apply", "create"]
+    assert [verb for verb, _, _ in world.cluster.writes] == [*["apply"] * 5, "create"]
     await busy.reconcile(CHAT)
-    assert world.cluster.writes[5:] == [("status", "DedicatedEndpoint", "chat")]
+    assert world.cluster.writes[6:] == [("status", "DedicatedEndpoint", "chat")]

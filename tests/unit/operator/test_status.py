@@ -176,6 +176,48 @@ def test_rollout_without_a_free_accelerator_is_told_apart():
 
 
 @pytest.mark.parametrize(
+    ("strategy", "way"),
+    [("Auto", "go first, one at a time"), ("RollingUpdate", "Auto would not"), ("Recreate", "waits")],
+)
+def test_way_of_a_rollout_without_a_free_accelerator_is_told(strategy, way):
+    assert way in message(build_status(starved(rollout={"strategy": strategy})), "Progressing")
+
+
+def message(status, type_):
+    return next(item["message"] for item in status["conditions"] if item["type"] == type_)
+
+
+def test_upgrade_that_pods_have_not_taken_up_is_told():
+    status = build_status(situation(pods=[READY_POD], pending_upgrade="the image registry/runtime:2"))
+    assert conditions(status)["Progressing"] == ("False", "UpgradeAvailable")
+    assert conditions(status)["Ready"] == ("True", "Serving")
+    assert "registry/runtime:2" in message(status, "Progressing")
+    assert status["runtimeImage"] == "registry/runtime:1"
+
+
+def test_rollout_past_its_deadline_is_told_with_its_cause():
+    late = {"type": "Progressing", "status": "False", "reason": "ProgressDeadlineExceeded"}
+    rolling = {"observedGeneration": 1, "replicas": 2, "updatedReplicas": 1, "conditions": [late]}
+    spec = HUB | {"rollout": {"progressDeadlineSeconds": 1900}}
+    status = build_status(
+        situation(spec, pods=[(False, {"ready": True}), (True, {"container": CRASHED})], deployment=rolling)
+    )
+    assert conditions(status)["Progressing"] == ("False", "ProgressDeadlineExceeded")
+    assert "1900 s: ModelNotFound: No model." in message(status, "Progressing")
+    assert conditions(status)["Ready"] == ("True", "ServingPreviousSpec")
+
+
+def test_download_is_not_late():
+    late = {"type": "Progressing", "status": "False", "reason": "ProgressDeadlineExceeded"}
+    rolling = {"observedGeneration": 1, "replicas": 1, "updatedReplicas": 1, "conditions": [late]}
+    subject = situation(HUB, pods=[(True, {})], deployment=rolling)
+    assert conditions(build_status(subject))["Progressing"] == ("False", "ProgressDeadlineExceeded")
+    subject.observed.pods[0]["status"]["initContainerStatuses"] = [{"name": "model-download", "state": {"running": {}}}]
+    assert conditions(build_status(subject))["Progressing"] == ("True", "RollingOut")
+    assert conditions(build_status(subject))["ModelCached"] == ("False", "Downloading")
+
+
+@pytest.mark.parametrize(
     ("route", "defaults", "ingress", "url"),
     [
         ({}, {}, {}, None),

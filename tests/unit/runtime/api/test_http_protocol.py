@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from uvicorn.server import ServerState
 
 from dedicate_runtime.api.http_protocol import ConnectionLimits, bounded_protocol
-from dedicate_runtime.serving import _connection_limits, _serve
+from dedicate_runtime.servers import run_server, share_connections
 
 DEADLINE_S = 60
 KEYS = {"message", "type", "param", "code"}
@@ -511,10 +511,10 @@ class TestServing:
 
     @pytest.mark.parametrize("which", ["public", "probing"])
     async def test_both_ports_refuse_in_the_envelope(self, api, which):
-        limits = dict(zip(("public", "probing"), _connection_limits(), strict=True))
+        limits = dict(zip(("public", "probing"), share_connections(), strict=True))
         listener = socket.create_server(("127.0.0.1", 0))
         port = listener.getsockname()[1]
-        async with asyncio.timeout(DEADLINE_S), _serve(api.app, listener, limits[which], api.metrics):
+        async with asyncio.timeout(DEADLINE_S), run_server(api.app, listener, limits[which], api.metrics):
             reader, writer = await asyncio.open_connection("127.0.0.1", port)
             client = Client(reader, writer)
             await client.send(b"nonsense\r\n\r\n")
@@ -529,7 +529,7 @@ class TestServing:
         monkeypatch.setattr(resource, "setrlimit", lambda _kind, limits: asked.append(limits))
         for soft, hard in ((256, 1024), (1024, 2**20), (256, resource.RLIM_INFINITY)):
             monkeypatch.setattr(resource, "getrlimit", lambda _kind, limits=(soft, hard): limits)
-            public, probing = _connection_limits()
+            public, probing = share_connections()
             (allowed, kept), *_ = asked[-1:]
             assert kept == hard
             assert public.num_files + probing.num_files < allowed

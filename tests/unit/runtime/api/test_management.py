@@ -42,6 +42,15 @@ async def test_probes_while_draining(api):
     assert await statuses(api) == [200, 200, 503]
 
 
+async def test_who_leaves_is_not_ready_and_answers_all_the_same(api):
+    api.readiness.start_leaving()
+    assert await statuses(api) == [200, 200, 503]
+    assert (await api.chat()).status_code == 200
+    api.readiness.start_draining()
+    refused = await api.chat()
+    assert (refused.status_code, refused.json()["error"]["code"]) == (503, "draining")
+
+
 async def test_probes_of_a_dead_engine(api):
     await api.engine.aclose()
     assert await statuses(api) == [503, 200, 503]

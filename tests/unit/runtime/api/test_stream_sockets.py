@@ -11,7 +11,7 @@ import pytest
 import uvicorn
 
 from dedicate_runtime.api.sse import EventStream, StreamWatch
-from dedicate_runtime.serving import bound_unread
+from dedicate_runtime.servers import bound_unread
 
 PATIENCE_S = 10
 FRAME = b"data: " + b"x" * 4096 + b"\n\n"
