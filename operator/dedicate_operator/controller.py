@@ -228,12 +228,12 @@ class Controller:
                 # The next leader begins with every key; if that is this process, without a pause, this one is due.
                 self._queue.add_after(key, RENEW_PERIOD_S)
             except (ClusterError, TimeoutError) as error:
-                result = Result.FAILED
+                # That somebody else was quicker is in the order of things.
+                is_overtaken = isinstance(error, ClusterError) and error.is_conflict
+                result = Result.OVERTAKEN if is_overtaken else Result.FAILED
                 self._metrics.observe_error(error)
                 at_least_s = (error.retry_after_s if isinstance(error, ClusterError) else None) or 0.0
                 delay_s = self._queue.retry(key, at_least_s)
-                # That somebody else was quicker is in the order of things.
-                is_overtaken = isinstance(error, ClusterError) and error.is_conflict
                 _LOG.log(
                     logging.INFO if is_overtaken else logging.WARNING,
                     "reconcile failed",

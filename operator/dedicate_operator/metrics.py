@@ -38,6 +38,7 @@ class Result(StrEnum):
     FAILED = "failed"
     CRASHED = "crashed"
     ABANDONED = "abandoned"
+    OVERTAKEN = "overtaken"
 
 
 class ErrorKind(StrEnum):

@@ -269,3 +269,11 @@ async def test_new_surroundings_are_worked_on(cluster, controller):
     await eventually(lambda: "ClassNotFound" in str(cluster.objects[ENDPOINT, CHAT].get("status")))
     controller.forget(INGRESS_CLASS, None)
     await eventually(lambda: "NotAdmitted" in str(cluster.objects[ENDPOINT, CHAT].get("status")))
+
+
+async def test_a_pass_that_somebody_else_was_quicker_than_has_not_failed(cluster, controller, metrics):
+    cluster.refusals[DEPLOYMENT] = ClusterError("the object has been modified", code=409)
+    cluster.put(ENDPOINT, custom_resource())
+    controller.start()
+    await eventually(lambda: read(metrics, "reconciles_total", result="overtaken") > 0)
+    assert read(metrics, "reconciles_total", result="failed") == 0
