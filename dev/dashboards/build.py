@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from dev.dashboards.endpoints import ENDPOINT_ROWS
-from dev.dashboards.operator import OPERATOR_ROWS
+from dev.dashboards.operators import OPERATOR_ROWS
 from dev.dashboards.panels import Panel, Row
 
 # Of Grafana 10; newer ones migrate it when they load it.
