@@ -24,7 +24,7 @@ STALLED_READER_S = 300.0
 """Arbitrary: a client that takes nothing for so long is gone, whatever its socket says."""
 HEAD_PAUSE_S = 0.005
 """Before a stream's status line. A proxy in Go (Traefik, Caddy, many a service mesh) passes the status line on, and by
-that closes the request's body, which its other half may be about to read once more for its end: then it cuts the stream.
+that closes the request's body, which its other half may be about to read once more for its end: the stream is cut then.
 One in 400 was cut on a busy machine where the line came at once, and none of 3,500 with this pause; a first token takes
 longer. Source: golang/go issue 40747."""
 _DIRECT_SEND = "dedicate.direct_send"
