@@ -85,7 +85,11 @@ class Load:
 
     @staticmethod
     def _read(response: http.client.HTTPResponse, caller: Caller) -> str | None:
-        text = response.read().decode()
+        try:
+            text = response.read().decode()
+        except http.client.IncompleteRead as error:
+            # The connection is of no more use.
+            raise http.client.HTTPException(f"{response.status} {response.headers.items()} {error!r}") from error
         if response.status != 200:
             return f"{response.status} {text[:200]}"
         if not caller.streams:

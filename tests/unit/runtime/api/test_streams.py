@@ -284,6 +284,17 @@ async def test_comment_comes_before_the_silence_is_over_fifteen_seconds(has_toke
         wire.gone.set()
 
 
+async def test_status_line_waits_for_a_moment_though_there_is_something_to_send():
+    """A proxy in Go would now and then cut a stream that begins at once."""
+    wire, never = Wire(), 1000.0
+    async with serving(endless(), wire, StreamWatch(head_pause_s=never)):
+        for _ in range(10):
+            await asyncio.sleep(0)
+        assert wire.sent == []
+        wire.gone.set()
+    assert wire.sent == []
+
+
 async def test_timer_looks_by_itself():
     wire = Wire()
 
