@@ -1,8 +1,9 @@
 """Where kopf and the operator meet: its life cycle.
 
 kopf starts and stops the operator, on signals as well, and refuses to start one that cannot work. It watches nothing
-and keeps no state on the objects (ADR 10): everything else is level-based and lives in `controller`. Works under
-`python -m dedicate_operator` and under `kopf run -m` alike.
+and keeps no state on the objects (ADR 10): everything else is level-based and lives in `controller`. All that it asks
+the API server is which kinds there are, once, when it starts. Works under `python -m dedicate_operator` and under
+`kopf run -m` alike.
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ from __future__ import annotations
 import os
 import socket
 import uuid
+from collections.abc import Mapping
+from dataclasses import replace
 from importlib.metadata import version
 from typing import Any
 
@@ -24,6 +27,30 @@ from dedicate_operator.health import HealthServer, MetricsServer
 from dedicate_operator.metrics import Metrics
 from dedicate_operator.settings import Settings
 
+# kopf ends the operator when a request fails more often than this in a row; an outage of the API server for a day is
+# waited out instead.
+_PATIENCE = (0.5, 1, 2, *(3,) * 28_800)
+
+
+@kopf.on.login()
+def log_in(**kwargs: Any) -> kopf.ConnectionInfo | None:
+    """Reach the API server as the rest of the operator does: in a pod by its address, so that no name has to resolve.
+
+    Called again when the credentials are refused, as those of a pod are once they have been renewed.
+    """
+    found = kopf.login_with_service_account(**kwargs)
+    if found is None:
+        return kopf.login_with_kubeconfig(**kwargs)
+    return replace(found, server=find_server(os.environ) or found.server)
+
+
+def find_server(environment: Mapping[str, str]) -> str | None:
+    """Return the address of the API server that the kubelet gives to every pod, None where there is none."""
+    host, port = environment.get("KUBERNETES_SERVICE_HOST"), environment.get("KUBERNETES_SERVICE_PORT")
+    if not host or not port:
+        return None
+    return f"https://[{host}]:{port}" if ":" in host else f"https://{host}:{port}"
+
 
 @kopf.on.startup()
 async def start(settings: kopf.OperatorSettings, memo: kopf.Memo, **_: Any) -> None:
@@ -35,6 +62,9 @@ async def start(settings: kopf.OperatorSettings, memo: kopf.Memo, **_: Any) -> N
     settings.posting.enabled = False
     settings.scanning.disabled = True
     settings.peering.standalone = True
+    settings.networking.error_backoffs = _PATIENCE
+    settings.networking.connect_timeout = 5
+    settings.networking.request_timeout = 30
     settings.queueing.exit_timeout = 1
     try:
         environment = Settings.from_environment(os.environ)

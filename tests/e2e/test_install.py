@@ -36,6 +36,14 @@ def test_one_of_the_operators_pods_leads(kube, release):
     assert lease["spec"]["holderIdentity"].rpartition("_")[0] in pods
 
 
+def test_the_operators_have_nothing_to_complain_of(kube, release):
+    """What they cannot reach, or may not do, shows at once."""
+    lines = kube.kubectl("logs", f"--namespace={objects.OPERATOR_NAMESPACE}", f"--selector={OPERATOR}", "--tail=-1")
+    records = [json.loads(line) for line in lines.splitlines()]
+    assert records
+    assert [record for record in records if record["level"] in {"error", "critical"}] == []
+
+
 def test_every_field_is_explained(kube, release):
     text = kube.kubectl("explain", "dedicatedendpoint.spec", "--recursive")
     for field in ("dedicate", "model", "revision", "accelerator", "preStopSeconds", "apiKeysSecretRef"):
