@@ -10,8 +10,9 @@ import yaml
 
 from dev.chart import CHART, render
 from dev.cluster.errors import ClusterError
+from dev.cluster.manifests import KEDA, obtain_manifests
 from dev.derived import iterate_values
-from tests.cluster.harness import REPOSITORY
+from tests.cluster.harness import REPOSITORY, eventually
 from tests.unit.chart.value_sets import VALUE_SETS
 
 _NAMESPACE = "dedicate-system"
@@ -35,7 +36,20 @@ _VALUES = {
 
 
 @pytest.fixture(scope="module")
-def kubectl(api_cluster, admin, monitors):
+def scaled_objects(admin):
+    """KEDA's definition, which an example needs; other tests begin without it."""
+    definition = yaml.safe_load((obtain_manifests(KEDA) / "keda.sh_scaledobjects.yaml").read_text())
+    path = f"/apis/apiextensions.k8s.io/v1/customresourcedefinitions/{definition['metadata']['name']}"
+    scaled = "/apis/keda.sh/v1alpha1/scaledobjects"
+    admin.apply(path, definition)
+    eventually(lambda: admin.request("GET", scaled).is_success, timeout_s=30)
+    yield
+    admin.delete(path)
+    eventually(lambda: admin.get(scaled) is None, timeout_s=30)
+
+
+@pytest.fixture(scope="module")
+def kubectl(api_cluster, admin, monitors, scaled_objects):
     """Dry runs on the server; what pods refer to is there, because admission looks it up even then."""
     labels = {"pod-security.kubernetes.io/enforce": "restricted"}
     objects = [{"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": _NAMESPACE, "labels": labels}}]
