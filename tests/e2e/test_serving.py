@@ -50,6 +50,7 @@ def test_every_condition_says_that_all_is_well(endpoints, shared):
     assert {item["type"]: item["status"] for item in conditions} == {
         "Ready": "True",
         "Accepted": "True",
+        "ModelCached": "True",
         "WorkloadAvailable": "True",
         "RouteAdmitted": "True",
         "Progressing": "False",
