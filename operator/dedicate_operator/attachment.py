@@ -32,7 +32,6 @@ def assess_attachments(
 def _assess(parent: ParentRef, http_route: Json, surroundings: Surroundings) -> Attachment:
     key = Key(parent.namespace or "", parent.name)
     gateway = surroundings.find_gateway(key)
-
     if surroundings.lacks_gateway(key):
         return Attachment(parent, gateway, Refusal("GatewayNotFound", f"Gateway {key} does not exist"))
     complaint = _find_complaint(parent, http_route) or (gateway and gateway.obstacle)

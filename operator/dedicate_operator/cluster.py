@@ -6,7 +6,6 @@ something older is refused with 409, a leader that was suspended included.
 
 from __future__ import annotations
 
-import asyncio
 import json
 from collections.abc import AsyncIterator, Mapping
 from contextlib import aclosing
@@ -28,8 +27,6 @@ if TYPE_CHECKING:
 _WATCH_SECONDS = 300
 # Some objects are tens of kilobytes, and every kind is listed at once when the operator starts.
 _PAGE_SIZE = 100
-# Two, so that one that hangs does not hold up all.
-_MAX_PAGES_AT_ONCE = 2
 _APPLY = "application/apply-patch+yaml"
 _MERGE = "application/merge-patch+json"
 _APPLY_PARAMS = {"fieldManager": names.FIELD_MANAGER, "force": "true"}
@@ -62,7 +59,6 @@ class Cluster:
         self._connection = Connection(config, unacknowledged_s=TRANSIT_S)
         self._fence = fence
         self._metrics = metrics
-        self._page_turns = asyncio.Semaphore(_MAX_PAGES_AT_ONCE)
 
     @property
     def namespace(self) -> str:
@@ -88,16 +84,14 @@ class Cluster:
         items: list[Json] = []
         params = {"limit": str(_PAGE_SIZE)} | _selectors(labels, fields)
         while True:
-            # Every kind is listed at once; a page is several times the size of what is kept of it.
-            async with self._page_turns:
-                page = await self._send("GET", _path(kind, namespace), params)
-                # Items of a list come without their type.
-                items += [
-                    compact({"apiVersion": kind.api_version, "kind": kind.kind, **item})
-                    for item in page.get("items") or []
-                ]
-                metadata = page.get("metadata") or {}
-                del page
+            page = await self._send("GET", _path(kind, namespace), params)
+            # Items of a list come without their type. Page by page, or what is left out would have to fit as well.
+            items += [
+                compact({"apiVersion": kind.api_version, "kind": kind.kind, **item}) for item in page.get("items") or []
+            ]
+            metadata = page.get("metadata") or {}
+            # Every kind is listed at once: none keeps what it has read while it waits for the next page.
+            del page
             if not metadata.get("continue"):
                 return ResourceList(items, str(metadata.get("resourceVersion", "")))
             params["continue"] = metadata["continue"]

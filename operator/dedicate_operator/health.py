@@ -5,14 +5,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Mapping
 
 from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 
+Handler = Callable[[web.Request], Awaitable[web.Response]]
 
-class HealthServer:
-    """Answers two paths on a port of its own; knows only the questions it asks."""
+
+class _Server:
+    """Answers some paths on a port of its own."""
+
+    def __init__(self, port: int, routes: Mapping[str, Handler]) -> None:
+        self._port = port
+        application = web.Application()
+        application.add_routes([web.get(path, answer) for path, answer in routes.items()])
+        self._runner = web.AppRunner(application, access_log=None)
+
+    async def start(self) -> None:
+        """Listen on every address, since the kubelet and Prometheus ask from outside the pod."""
+        await self._runner.setup()
+        await web.TCPSite(self._runner, None, self._port).start()
+
+    async def stop(self) -> None:
+        await self._runner.cleanup()
+
+
+class HealthServer(_Server):
+    """Answers the probes; knows only the questions it asks."""
 
     def __init__(
         self,
@@ -22,21 +42,10 @@ class HealthServer:
         find_obstacle: Callable[[], str | None],
         describe_role: Callable[[], str],
     ) -> None:
-        self._port = port
+        super().__init__(port, {"/healthz": self._live, "/readyz": self._ready})
         self._find_fault = find_fault
         self._find_obstacle = find_obstacle
         self._describe_role = describe_role
-        application = web.Application()
-        application.add_routes([web.get("/healthz", self._live), web.get("/readyz", self._ready)])
-        self._runner = web.AppRunner(application, access_log=None)
-
-    async def start(self) -> None:
-        """Listen on every address, since the kubelet asks from outside the pod."""
-        await self._runner.setup()
-        await web.TCPSite(self._runner, None, self._port).start()
-
-    async def stop(self) -> None:
-        await self._runner.cleanup()
 
     async def _live(self, _request: web.Request) -> web.Response:
         return _answer(self._find_fault(), "ok")
@@ -45,23 +54,12 @@ class HealthServer:
         return _answer(self._find_obstacle(), f"ok: {self._describe_role()}")
 
 
-class MetricsServer:
+class MetricsServer(_Server):
     """Answers `/metrics` in Prometheus' text format."""
 
     def __init__(self, port: int, registry: CollectorRegistry) -> None:
-        self._port = port
+        super().__init__(port, {"/metrics": self._render})
         self._registry = registry
-        application = web.Application()
-        application.add_routes([web.get("/metrics", self._render)])
-        self._runner = web.AppRunner(application, access_log=None)
-
-    async def start(self) -> None:
-        """Listen on every address, since Prometheus asks from another pod."""
-        await self._runner.setup()
-        await web.TCPSite(self._runner, None, self._port).start()
-
-    async def stop(self) -> None:
-        await self._runner.cleanup()
 
     async def _render(self, _request: web.Request) -> web.Response:
         return web.Response(body=generate_latest(self._registry), headers={"Content-Type": CONTENT_TYPE_LATEST})
