@@ -7,6 +7,7 @@ wrong; with none, every byte passes. Lives in a thread with an event loop of its
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
 import ssl
 import threading
@@ -110,7 +111,7 @@ class FaultProxy:
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(timeout=_START_S)
 
     async def _open(self) -> None:
-        context = ssl.create_default_context(cadata=_decode(self._authority))
+        context = ssl.create_default_context(cadata=base64.b64decode(self._authority).decode())
         connector = aiohttp.TCPConnector(ssl=context, limit=0)
         self._client = aiohttp.ClientSession(
             connector=connector,
@@ -228,12 +229,6 @@ async def _iterate_lines(content: aiohttp.StreamReader) -> Any:
             yield line + b"\n"
     if rest:
         yield rest
-
-
-def _decode(text: str) -> str:
-    import base64
-
-    return base64.b64decode(text).decode()
 
 
 @contextlib.contextmanager

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any, Protocol
 
+from dedicate_runtime.errors import ExitCode, StartError
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
@@ -39,6 +41,17 @@ class ModelSource:
     repository: str
     revision: str | None = None
     with_code: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse a revision that is no name of git's; names of branches become paths in the cache.
+
+        Raises:
+            StartError: INVALID_ARGUMENTS. Source: git-check-ref-format(1).
+        """
+        if self.revision is not None and (".." in self.revision or self.revision.startswith("/")):
+            raise StartError(
+                ExitCode.INVALID_ARGUMENTS, f"--revision cannot be {self.revision!r}: git has no such name."
+            )
 
     @property
     def ref(self) -> str:

@@ -12,6 +12,7 @@ from dedicate_runtime.download.repository import (
     parse_listing,
     select_files,
 )
+from dedicate_runtime.errors import StartError
 
 SHA1, SHA256 = "a" * 40, "b" * 64
 
@@ -84,3 +85,9 @@ def test_a_revision_that_is_a_commit_cannot_move():
 )
 def test_amounts(num_bytes, text):
     assert format_bytes(num_bytes) == text
+
+
+@pytest.mark.parametrize("revision", ["../../blobs/x", "a/../../x", "/etc/passwd"])
+def test_a_revision_never_leads_out_of_the_cache(revision):
+    with pytest.raises(StartError, match="--revision"):
+        ModelSource(repository="a/b", revision=revision)
