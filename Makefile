@@ -41,8 +41,11 @@ serve: venv ## The runtime alone on 127.0.0.1; MODEL= PORT= KEY= DEDICATE=
 	@$(RUN) -m dev.serve
 
 ##@ Check
-test: venv tools ## Every tier below, one summary
-	@$(PYTEST)
+# The tiers with clusters mostly wait, so they run beside the others.
+SPREAD = --numprocesses=$(or $(PROCESSES),3) --dist=loadgroup --no-loadscope-reorder
+
+test: venv tools ## Every tier below, side by side in PROCESSES= (3), one summary
+	@$(PYTEST) $(SPREAD)
 
 test-unit: venv tools ## Pure modules
 	@$(PYTEST) tests/unit

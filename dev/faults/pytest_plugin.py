@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
-_SECONDS = pytest.StashKey[dict[str, list[float]]]()
+from dev.told import Tell, told
+
+_TOPIC = "convergence"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -16,25 +18,19 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--convergence", type=Path, help="write the seconds to converge after each fault to this file")
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    """Begin with nothing."""
-    config.stash[_SECONDS] = {}
-
-
 @pytest.fixture(scope="session")
-def convergence(request: pytest.FixtureRequest) -> Callable[[str, float], None]:
+def convergence(tell: Tell) -> Callable[[str, float], None]:
     """Record seconds from the end of a fault until all was right: `convergence("latency", 1.2)`."""
-    seconds = request.config.stash[_SECONDS]
 
     def record(fault: str, after_s: float) -> None:
-        seconds.setdefault(fault, []).append(round(after_s, 2))
+        tell(_TOPIC, fault, round(after_s, 2))
 
     return record
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     """Print one line a fault."""
-    seconds = config.stash[_SECONDS]
+    seconds = told(config, _TOPIC)
     if not seconds:
         return
     terminalreporter.section("seconds from a fault's end until all was right")

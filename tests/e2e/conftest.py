@@ -20,6 +20,7 @@ from dev.demo.kube import Kube, await_value, build_namespace
 from dev.demo.model_folder import MODEL_FOLDER, ensure_models_folder
 from dev.images.api import push_images
 from dev.images.recipe import RECIPES
+from tests.e2e.mirror import build_hub
 
 NAMESPACE = "e2e"
 MODEL_URI = f"pvc://{objects.MODELS_CLAIM}/{MODEL_FOLDER}"
@@ -128,9 +129,22 @@ def kube(node_cluster):
 
 
 @pytest.fixture(scope="session")
-def values(node_cluster):
+def hub(node_cluster):
+    """The hub that the chart is told of, at the machine's end of the link to the node.
+
+    The pods' NetworkPolicy, which is enforced, lets them out to its port and no other that is used here.
+    """
+    with build_hub(node_cluster.plan.host_address).running() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def values(node_cluster, hub):
     images = push_images(RECIPES, node_cluster.registry, print)
-    return objects.build_local_values(images, host="localhost", class_name=INGRESS_CLASS, ports=node_cluster.plan.ports)
+    values = objects.build_local_values(
+        images, host="localhost", class_name=INGRESS_CLASS, ports=node_cluster.plan.ports
+    )
+    return values | {"models": {"hubEndpoint": hub.url}}
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""Models from a hub on a real node: a server on this machine speaks the hub's protocol, with the small real model."""
+"""Models from a hub on a real node; the hub is a server on this machine, the model is real."""
 
 from __future__ import annotations
 
@@ -12,31 +12,14 @@ import pytest
 from dev.demo import objects
 from dev.demo.endpoint import find_condition
 from dev.demo.kube import await_value
-from dev.demo.model_folder import MODEL_FOLDER, ensure_models_folder
-from tests.hub_server import TOKEN, Faults, HubServer, Repository
+from tests.e2e.mirror import FIRST, SECOND
+from tests.hub_server import TOKEN, Faults
 
-FIRST, SECOND = "1" * 40, "2" * 40
 WEIGHTS = "model.safetensors"
 CLAIM = "hub-cache"
 QUESTION = {"model": "smollm", "prompt": "Once upon a time", "max_tokens": 8, "temperature": 0}
 DOWNLOADED_S = 300
 TOLD_S = 60
-
-
-@pytest.fixture(scope="module")
-def hub(node_cluster):
-    """A mirror at the machine's end of the link to the node, which pods reach, and 127.0.0.1 they do not.
-
-    The pods' NetworkPolicy, which is enforced, lets them out to the port of HF_ENDPOINT and no other that is used here.
-    """
-    folder = ensure_models_folder() / MODEL_FOLDER
-    files = {path.name: path.read_bytes() for path in folder.iterdir()}
-    moved = files | {"README.txt": b"the branch has moved\n"}
-    server = HubServer(node_cluster.plan.host_address, has_content_network=False)
-    for access in ("open", "gated"):
-        server.repositories[f"org/{access}"] = Repository({FIRST: files, SECOND: moved}, {"main": FIRST}, access)
-    with server.running():
-        yield server
 
 
 @pytest.fixture
@@ -200,6 +183,17 @@ def test_what_cannot_be_had_is_told(endpoints, quick, name, repository, model, c
     condition = endpoints.await_condition(name, "ModelCached", {reason}, deadline_s=TOLD_S)
     assert words in condition["message"]
     endpoints.delete(name)
+
+
+def test_a_hub_that_cannot_be_reached_is_told(endpoints, quick):
+    """Nobody listens at the mirror's address any more; two seconds of patience stand for a minute's."""
+    deaf = [{"name": "HF_ENDPOINT", "value": "http://127.0.0.1:9"}, {"name": "DEDICATE_PATIENCE_SECONDS", "value": "2"}]
+    endpoints.apply("deaf", "hf://org/open", runtime={"env": deaf})
+    condition = endpoints.await_condition("deaf", "ModelCached", {"HubUnreachable"}, deadline_s=TOLD_S)
+    assert "http://127.0.0.1:9" in condition["message"]
+    ready = endpoints.await_condition("deaf", "Ready", {"HubUnreachable"}, deadline_s=TOLD_S)
+    assert ready["message"] == condition["message"]
+    endpoints.delete("deaf")
 
 
 def test_a_folder_that_is_not_in_the_claim_is_told(endpoints, quick):

@@ -6,10 +6,10 @@ from datetime import datetime
 
 # The liveness probe alone would end a silent container after three failures, ten seconds apart.
 LIVENESS_S = 30
-# Loading takes some twenty seconds of one CPU; with a sixth of one it takes minutes.
+# Loading takes 5 to 20 s of one CPU; with a twelfth of one it takes minutes.
 SLOW = {
     "requests": {"cpu": "50m", "memory": "1Gi", "ephemeral-storage": "64Mi"},
-    "limits": {"cpu": "150m", "memory": "4Gi", "ephemeral-storage": "1Gi"},
+    "limits": {"cpu": "80m", "memory": "4Gi", "ephemeral-storage": "1Gi"},
 }
 READY_S = 900
 

@@ -9,7 +9,6 @@ allows it; the node is uncordoned in between, in the place of another node that 
 from __future__ import annotations
 
 import json
-import sys
 import time
 import urllib.request
 
@@ -156,7 +155,7 @@ def roll_over(kube, values, number=0):
 
 
 @pytest.fixture
-def judge(load, capfd):
+def judge(load, tell):
     """Say what was seen, and fail if a request did."""
     started = time.monotonic()
 
@@ -172,8 +171,7 @@ def judge(load, capfd):
             "p99 s": round(record.percentile_s(99), 3),
             "longest s": round(record.percentile_s(100), 3),
         }
-        with capfd.disabled():
-            sys.stdout.write(f"\n{json.dumps(told)}\n")
+        tell("figures", "rollouts", json.dumps(told))
         assert record.failures[:20] == []
 
     return look

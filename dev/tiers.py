@@ -1,0 +1,69 @@
+"""The tiers of tests/: their order, how they are spread over processes, and a line each in the summary."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+
+import pytest
+
+from dev.told import Tell, told
+
+_TIERS = {
+    "unit": "pure modules, no cluster",
+    "contract": "the operator's manifests against the runtime's parser",
+    "runtime": "a live runtime with real weights",
+    "proxies": "nginx, Envoy and Traefik as processes, in front of a stream",
+    "clients": "client libraries, pinned, against a live runtime",
+    "cluster": "the operator as a process, against a real API server",
+    "e2e": "a real node: kubelet, containerd, Traefik, Helm, our images",
+    "gpu": "a CUDA device",
+}
+# Each of these has servers of its own and mostly waits for them; one process of several runs a tier of these whole.
+_WAITING = ("e2e", "cluster", "proxies")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Order the tiers: what is quick first; or, in several processes, what waits long first, to be filled up beside."""
+    is_spread = config.getoption("dist", "no") != "no"
+    order = list(_TIERS)
+    if is_spread:
+        order = [*_WAITING, *(tier for tier in reversed(order) if tier not in _WAITING)]
+    items.sort(key=lambda item: order.index(tier) if (tier := _tier_of(item.nodeid)) else len(order))
+    if is_spread:
+        for item in items:
+            tier = _tier_of(item.nodeid)
+            item.add_marker(pytest.mark.xdist_group(tier if tier in _WAITING else item.path.stem))
+
+
+def _tier_of(nodeid: str) -> str | None:
+    parts = nodeid.split("/")
+    return parts[1] if parts[0] == "tests" and parts[1] in _TIERS else None
+
+
+@pytest.fixture(scope="session")
+def ran_against(tell: Tell) -> Callable[[str, str], None]:
+    """Record, for the summary, what a tier really ran against: `ran_against("e2e", "Kubernetes v1.34.2")`."""
+
+    def record(tier: str, what: str) -> None:
+        tell("tiers", tier, what)
+
+    return record
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """Print one line a tier: counts by outcome, and what it ran against; and one a figure."""
+    outcomes: dict[str, Counter[str]] = {tier: Counter() for tier in _TIERS}
+    for outcome in ("passed", "failed", "skipped", "error"):
+        for report in terminalreporter.stats.get(outcome, []):
+            if tier := _tier_of(report.nodeid):
+                outcomes[tier][outcome] += 1
+    terminalreporter.section("tiers")
+    for tier, counts in outcomes.items():
+        if counts:
+            numbers = ", ".join(f"{number} {outcome}" for outcome, number in sorted(counts.items()))
+            against = told(config, "tiers").get(tier, [_TIERS[tier]])[0]
+            terminalreporter.line(f"{tier:9} {numbers:32} {against}")
+    for name, values in told(config, "figures").items():
+        for value in values:
+            terminalreporter.line(f"{name}: {value}")
