@@ -71,7 +71,7 @@ class Cluster:
     async def fetch(self, kind: Kind, key: Key) -> Json | None:
         """Return the object as it is now, None if there is none."""
         try:
-            return await self._send("GET", _path(kind, key.namespace, key.name))
+            return compact(await self._send("GET", _path(kind, key.namespace, key.name)))
         except ClusterError as error:
             if error.is_not_found:
                 return None
@@ -222,7 +222,7 @@ class Cluster:
         """Send what changes something, for as long as this process leads; the API server is told how long that is."""
         async with self._fence.hold() as left_s:
             timed = {**(params or {}), "timeout": f"{left_s:.3f}s"}
-            return await self._send(method, path, timed, body, type_=type_, check=self._fence.check)
+            return compact(await self._send(method, path, timed, body, type_=type_, check=self._fence.check))
 
     async def _send(
         self,
@@ -300,8 +300,8 @@ def _find_reason(status: Json) -> str:
 def _parse_event(line: bytes) -> WatchEvent:
     try:
         event = json.loads(line)
-        type_, obj = event["type"], event["object"]
-    except (ValueError, KeyError, TypeError) as error:
+        type_, obj = event["type"], compact(event["object"])
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ClusterError(f"the watch sent what is no event: {line[:200]!r}") from error
     if type_ == "ERROR":
         raise ClusterError(str(obj.get("message", "watch failed")), code=obj.get("code"), reason=obj.get("reason", ""))

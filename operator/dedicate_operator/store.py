@@ -12,7 +12,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from dedicate_operator import names
-from dedicate_operator.compact import compact
 from dedicate_operator.errors import SpecError
 from dedicate_operator.identity import Key
 from dedicate_operator.kinds import HTTP_ROUTE, OPTIONAL, POD, Json, Kind
@@ -125,7 +124,7 @@ class Store:
         if old is None and self._is_buried(resource):
             return set()
         concerned = self._forget_claim(key)
-        record = self._parse(compact(resource))
+        record = self._parse(resource)
         self._records[key] = record
         if record.claim is not None:
             self._claims[record.claim].add(key)
@@ -177,7 +176,7 @@ class Store:
             return set()
         if not is_same_object and self._is_buried(child):
             return set()
-        self._children[owner][identity] = compact(child)
+        self._children[owner][identity] = child
         self._kinds[kind].add(owner)
         return {owner}
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import json
+from contextlib import aclosing
 
 import pytest
 from aiohttp import web
@@ -208,6 +209,42 @@ async def test_answer_that_is_no_object_is_an_error_to_be_tried_again(body, clus
     with pytest.raises(ClusterError, match="no JSON object") as caught:
         await cluster.fetch(DEPLOYMENT, KEY)
     assert caught.value.is_retryable
+
+
+BOOKKEPT = {"metadata": {"name": "chat", "managedFields": [{"manager": "x"}]}}
+OBJECTS = {
+    "fetch": (OTHERS["fetch"], BOOKKEPT),
+    "fetch_list": (lambda cluster: only(cluster.fetch_list(DEPLOYMENT, "team")), {"items": [BOOKKEPT]}),
+    "watch": (lambda cluster: first(cluster.watch(DEPLOYMENT, None, "1")), {"type": "ADDED", "object": BOOKKEPT}),
+    "apply": (WRITES["apply"], BOOKKEPT),
+    "apply_status": (WRITES["apply_status"], BOOKKEPT),
+    "overwrite": (WRITES["overwrite"], BOOKKEPT),
+}
+
+
+async def only(listing):
+    (item,) = (await listing).items
+    return item
+
+
+async def first(events):
+    async with aclosing(events):
+        return (await anext(events)).object
+
+
+@pytest.mark.parametrize("name", OBJECTS)
+async def test_an_object_comes_without_the_bookkeeping_of_field_managers(name, cluster, answers, fence):
+    fence.move(107.5)
+    call, body = OBJECTS[name]
+    answers.append(web.json_response(body))
+    assert (await call(cluster))["metadata"] == {"name": "chat"}
+
+
+@pytest.mark.parametrize("line", ['{"type": "ADDED"}', '{"type": "ADDED", "object": "chat"}', "[]", "{"])
+async def test_a_watch_that_sends_what_is_no_event_is_broken(line, cluster, answers):
+    answers.append(web.Response(text=line))
+    with pytest.raises(ClusterError, match="no event"):
+        await first(cluster.watch(DEPLOYMENT, None, "1"))
 
 
 async def test_lease_is_written_under_its_name(cluster, requests):

@@ -50,12 +50,6 @@ def test_endpoint_made_anew_replaces_the_old_one_and_its_late_deletion_is_ignore
     assert store.record(CHAT) is None
 
 
-def test_bookkeeping_is_not_kept():
-    store = Store(DEFAULTS)
-    store.put_endpoint(custom_resource(managedFields=[{"manager": "x"}]))
-    assert "managedFields" not in store.record(CHAT).resource["metadata"]
-
-
 def test_path_belongs_to_the_oldest():
     store = Store(DEFAULTS)
     spec = HUB | {"dedicate": "shared"}
