@@ -14,11 +14,12 @@ from typing import Any
 
 from bench.machine import describe_cpu
 from bench.scale.measure import AT_ONCE, measure_bare, measure_operator
+from bench.scale.plan import Fleet
 from bench.scale.report import draw, format_table
 from dev.paths import REPOSITORY
 
 _RESULTS = Path(__file__).parents[1] / "results"
-_SIZES = (100, 300, 1000, 3000)
+_SIZES = (100, 300, 1000, 3000, 10000)
 
 
 def main() -> None:
@@ -26,6 +27,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--sizes", type=int, nargs="+", default=_SIZES, help="how many endpoints")
     parser.add_argument("--rounds", type=int, default=1, help="how often the two sides of each size are measured")
+    parser.add_argument("--nodes", action="store_true", help="nodes by kwok make the pods ready")
     parser.add_argument("--steady-seconds", type=float, default=60.0, help="how long a settled fleet is watched")
     parser.add_argument("--stem", default=f"{dt.datetime.now(dt.UTC):%Y-%m-%d}-operator", help="the record's name")
     parser.add_argument("--no-record", action="store_true", help="print only")
@@ -34,17 +36,23 @@ def main() -> None:
     runs: list[dict[str, Any]] = []
     for size in options.sizes:
         for _ in range(options.rounds):
-            runs.append(asyncio.run(_measure(size, options.steady_seconds)))
+            runs.append(asyncio.run(_measure(Fleet(size, has_nodes=options.nodes), options.steady_seconds)))
             print(format_table(runs))
             if not options.no_record:
                 _write(options.stem, about, runs)
 
 
-async def _measure(size: int, steady_s: float) -> dict[str, Any]:
+async def _measure(fleet: Fleet, steady_s: float) -> dict[str, Any]:
     load, _, _ = os.getloadavg()
-    bare = await measure_bare(size)
-    ours = await measure_operator(size, steady_s=steady_s)
-    return {"endpoints": size, "load_before": round(load, 2), "bare": bare, "operator": ours}
+    bare = await measure_bare(fleet)
+    ours = await measure_operator(fleet, steady_s=steady_s)
+    return {
+        "endpoints": fleet.size,
+        "has_nodes": fleet.has_nodes,
+        "load_before": round(load, 2),
+        "bare": bare,
+        "operator": ours,
+    }
 
 
 def _describe(steady_s: float) -> dict[str, Any]:

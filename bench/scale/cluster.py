@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +98,15 @@ def read_cluster_cpu_s(cluster: Cluster) -> float:
     return sum(read_cpu_s(pid) for pid in find_processes(f"{MEMBER_VARIABLE}={cluster.paths.root}"))
 
 
+async def await_idle(read_cpu_s: Callable[[], float], *, share: float) -> None:
+    """Return when something has used less than this share of a core for some seconds."""
+    while True:
+        before = read_cpu_s()
+        await asyncio.sleep(_IDLE_S)
+        if read_cpu_s() - before < _IDLE_S * share:
+            return
+
+
 class OperatorProcess:
     """The operator, as a pod would run it."""
 
@@ -158,25 +167,22 @@ class OperatorProcess:
 
     async def await_idle(self) -> None:
         """Return when it has had nothing to do for some seconds."""
-        while True:
-            before = self.cpu_s()
-            await asyncio.sleep(_IDLE_S)
-            if self.cpu_s() - before < _IDLE_S * _IDLE_SHARE:
-                return
+        await await_idle(self.cpu_s, share=_IDLE_SHARE)
 
 
 class Audit:
-    """What the operator's account asked for, by the API server's own record."""
+    """What an account asked for, by the API server's own record."""
 
-    def __init__(self, cluster: Cluster) -> None:
+    def __init__(self, cluster: Cluster, account: str = f"default:{ACCOUNT}") -> None:
         self._path = cluster.audit_log
+        self._user = f"system:serviceaccount:{account}"
 
     def writes(self, since: str = "") -> list[dict[str, Any]]:
         """Return its writes but those of the Lease, in the order of their answers."""
         found = []
         with self._path.open() as lines:
             for line in lines:
-                if f'"system:serviceaccount:default:{ACCOUNT}"' not in line:
+                if f'"{self._user}"' not in line:
                     continue
                 event = json.loads(line)
                 if event["requestReceivedTimestamp"] > since and event["objectRef"]["resource"] != "leases":
@@ -186,13 +192,21 @@ class Audit:
     def first_success(self) -> dict[str, str]:
         """Return when each object was written for the first time, by its address; RFC 3339 times sort as text."""
         first: dict[str, str] = {}
-        for event in self.writes():
+        for event in self._successes():
             reference = event["objectRef"]
-            if event["responseStatus"]["code"] < 300 and reference["resource"] != "events":
-                name = reference.get("name") or event["auditID"]
-                address = f"{reference['resource']}/{reference.get('subresource', '')}/{name}"
-                first.setdefault(address, event["stageTimestamp"])
+            name = reference.get("name") or event["auditID"]
+            address = f"{reference['resource']}/{reference.get('subresource', '')}/{name}"
+            first.setdefault(address, event["stageTimestamp"])
         return first
+
+    def last_success(self) -> str:
+        """Return when it wrote something for the last time."""
+        return max(str(event["stageTimestamp"]) for event in self._successes())
+
+    def _successes(self) -> Iterator[dict[str, Any]]:
+        for event in self.writes():
+            if event["responseStatus"]["code"] < 300 and event["objectRef"]["resource"] != "events":
+                yield event
 
     def count(self, since: str = "") -> dict[str, int]:
         """Return how many writes of each kind there were, by resource and answer."""

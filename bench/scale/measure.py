@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import tempfile
 import time
+from collections.abc import AsyncIterator, Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from bench.scale.client import Admin, run_all
+from bench.scale.client import Admin, Json, run_all
 from bench.scale.cluster import (
     Audit,
     OperatorProcess,
     administered,
+    await_idle,
     fresh_cluster,
     read_cluster_cpu_s,
     read_cpu_s,
 )
-from bench.scale.plan import ENDPOINTS, NAMESPACE, build_children, build_endpoint, collections, endpoint_name
+from bench.scale.nodes import create_nodes, running_nodes
+from bench.scale.plan import ENDPOINTS, NAMESPACE, Fleet, build_children, endpoint_name
 from dev.cluster.api import Cluster
 
 # As many as are quickest on the machine of the record; more only wait in the API server.
@@ -27,69 +31,113 @@ AT_ONCE = 16
 _SAMPLE_S = 0.25
 _DEADLINE_S = 1800.0
 _DRIFT_DEADLINE_S = 30.0
+# A control plane with nodes that renew their Leases uses a tenth of a core.
+_CLUSTER_IDLE_SHARE = 0.25
+_DEPLOYMENTS = f"/apis/apps/v1/namespaces/{NAMESPACE}/deployments"
+_DEPLOYMENT_CONTROLLER = "kube-system:deployment-controller"
 
 
-async def apply_endpoints(admin: Admin, num_endpoints: int) -> float:
+@contextlib.asynccontextmanager
+async def _side(name: str, fleet: Fleet) -> AsyncIterator[tuple[Cluster, Admin, Path]]:
+    """Give a control plane with nothing but the nodes, its administrator, and a folder."""
+    with (
+        fresh_cluster(f"bench-{name}-{os.getpid()}") as cluster,
+        tempfile.TemporaryDirectory() as folder,
+        contextlib.ExitStack() as stack,
+    ):
+        async with administered(cluster, NAMESPACE, num_connections=AT_ONCE) as admin:
+            if fleet.has_nodes:
+                await create_nodes(admin)
+                stack.enter_context(running_nodes(cluster, Path(folder)))
+            yield cluster, admin, Path(folder)
+
+
+async def apply_endpoints(admin: Admin, fleet: Fleet) -> float:
     """Create the endpoints; return how long that took."""
     began = time.monotonic()
-    bodies = map(build_endpoint, range(num_endpoints))
+    bodies = fleet.endpoints()
     await run_all((admin.apply(f"{ENDPOINTS}/{body['metadata']['name']}", body) for body in bodies), at_once=AT_ONCE)
     return time.monotonic() - began
 
 
-async def measure_bare(num_endpoints: int) -> dict[str, Any]:
-    """Apply the children of so many endpoints, and do nothing else."""
-    with fresh_cluster(f"bench-bare-{os.getpid()}") as cluster:
-        async with administered(cluster, NAMESPACE, num_connections=AT_ONCE) as admin:
-            await apply_endpoints(admin, num_endpoints)
-            resources = await admin.list_all(ENDPOINTS)
-            children = [child for resource in resources for child in build_children(resource)]
-            began, cpu_s = time.monotonic(), read_cluster_cpu_s(cluster) + read_cpu_s(os.getpid())
+async def measure_bare(fleet: Fleet) -> dict[str, Any]:
+    """Apply the children of so many endpoints, and do nothing else; with nodes, until every Deployment is available."""
+    async with _side("bare", fleet) as (cluster, admin, _):
+        await apply_endpoints(admin, fleet)
+        resources = await admin.list_all(ENDPOINTS)
+        children = [child for resource in resources for child in build_children(resource)]
+        samples = [(_now(), 0.0, _read_cpu_s(cluster))]
+        sampling = asyncio.create_task(_sample_cpu(lambda: (0.0, _read_cpu_s(cluster)), samples))
+        try:
             await run_all((admin.apply(path, body) for path, body in children), at_once=AT_ONCE)
-            seconds = time.monotonic() - began
-            cpu_s = read_cluster_cpu_s(cluster) + read_cpu_s(os.getpid()) - cpu_s
-    return {"cpu_s": cpu_s, "seconds": seconds, "objects": len(children), "objects_per_s": len(children) / seconds}
+            ended = _now()
+            if fleet.has_nodes:
+                await _await_available(cluster, admin, fleet)
+                ended = Audit(cluster, _DEPLOYMENT_CONTROLLER).last_success()
+        finally:
+            sampling.cancel()
+    (since, _, before), (_, _, after) = samples[0], _at(samples, ended)
+    seconds = _seconds_between(since, ended)
+    return {
+        "cpu_s": after - before,
+        "seconds": seconds,
+        "objects": len(children),
+        "objects_per_s": len(children) / seconds,
+    }
 
 
-async def measure_operator(num_endpoints: int, *, steady_s: float) -> dict[str, Any]:
+def _read_cpu_s(cluster: Cluster) -> float:
+    return read_cluster_cpu_s(cluster) + read_cpu_s(os.getpid())
+
+
+async def _await_available(cluster: Cluster, admin: Admin, fleet: Fleet) -> None:
+    """Wait without asking: what tells when it was is the API server's record."""
+    began = time.monotonic()
+    while True:
+        await await_idle(lambda: read_cluster_cpu_s(cluster), share=_CLUSTER_IDLE_SHARE)
+        deployments = await admin.list_all(_DEPLOYMENTS)
+        if sum(item["status"].get("availableReplicas", 0) for item in deployments) >= fleet.size:
+            return
+        _check_deadline(began, "availability", _DEADLINE_S)
+
+
+async def measure_operator(fleet: Fleet, *, steady_s: float) -> dict[str, Any]:
     """Let the operator make them, then restart it, leave it alone, and break a child."""
-    name = f"bench-operator-{os.getpid()}"
-    with fresh_cluster(name) as cluster, tempfile.TemporaryDirectory() as folder:
-        async with administered(cluster, NAMESPACE, num_connections=AT_ONCE) as admin:
-            operator = OperatorProcess(cluster, Path(folder) / "log")
-            applied_s = await apply_endpoints(admin, num_endpoints)
-            result: dict[str, Any] = {"endpoints_applied_in_s": applied_s}
-            await operator.start()
-            try:
-                result |= await _measure_convergence(cluster, admin, operator, num_endpoints)
-                result["drift"] = await _measure_drift(admin, num_endpoints)
-                await operator.await_idle()
-                audit = Audit(cluster)
-                result["restart"] = await _measure_restart(operator, audit)
-                result["steady"] = await _measure_steady(operator, audit, steady_s)
-            finally:
-                await operator.stop()
+    async with _side("operator", fleet) as (cluster, admin, folder):
+        operator = OperatorProcess(cluster, folder / "log")
+        applied_s = await apply_endpoints(admin, fleet)
+        result: dict[str, Any] = {"endpoints_applied_in_s": applied_s}
+        await operator.start()
+        try:
+            result |= await _measure_convergence(cluster, admin, operator, fleet)
+            result["drift"] = await _measure_drift(admin, fleet)
+            await operator.await_idle()
+            audit = Audit(cluster)
+            result["restart"] = await _measure_restart(operator, audit)
+            result["steady"] = await _measure_steady(operator, audit, steady_s)
+        finally:
+            await operator.stop()
     return result
 
 
 async def _measure_convergence(
-    cluster: Cluster, admin: Admin, operator: OperatorProcess, num_endpoints: int
+    cluster: Cluster, admin: Admin, operator: OperatorProcess, fleet: Fleet
 ) -> dict[str, Any]:
     """Wait until all is there; tell from the API server's record when that was, so that nobody has to ask meanwhile."""
     audit, samples = Audit(cluster), [(_now(), operator.cpu_s(), read_cluster_cpu_s(cluster))]
-    sampling = asyncio.create_task(_sample_cpu(cluster, operator, samples))
+    sampling = asyncio.create_task(_sample_cpu(lambda: (operator.cpu_s(), read_cluster_cpu_s(cluster)), samples))
     began = time.monotonic()
     try:
-        while not await _is_converged(admin, num_endpoints):
-            if time.monotonic() - began > _DEADLINE_S:
-                raise RuntimeError("not everything is there")
+        while not await _is_converged(admin, fleet):
+            _check_deadline(began, "the fleet", _DEADLINE_S)
             await operator.await_idle()
     finally:
         sampling.cancel()
-    last = max(audit.first_success().values())
+    # Where pods become ready, the last status is the end; else statuses that tell why pods wait go on for a while.
+    last = audit.last_success() if fleet.has_nodes else max(audit.first_success().values())
     (since, own_before, all_before), (_, own, everything) = samples[0], _at(samples, last)
     return {
-        "seconds": (datetime.fromisoformat(last) - datetime.fromisoformat(since)).total_seconds(),
+        "seconds": _seconds_between(since, last),
         "operator_cpu_s": own - own_before,
         "cpu_s": own - own_before + everything - all_before,
         "writes": audit.count(),
@@ -97,10 +145,15 @@ async def _measure_convergence(
     }
 
 
-async def _sample_cpu(cluster: Cluster, operator: OperatorProcess, samples: list[tuple[str, float, float]]) -> None:
+def _seconds_between(since: str, until: str) -> float:
+    return (datetime.fromisoformat(until) - datetime.fromisoformat(since)).total_seconds()
+
+
+async def _sample_cpu(read: Callable[[], tuple[float, float]], samples: list[tuple[str, float, float]]) -> None:
+    """Keep CPU times of the operator and of all others, with the time of day."""
     while True:
         await asyncio.sleep(_SAMPLE_S)
-        samples.append((_now(), operator.cpu_s(), read_cluster_cpu_s(cluster)))
+        samples.append((_now(), *read()))
 
 
 def _at(samples: list[tuple[str, float, float]], time_: str) -> tuple[str, float, float]:
@@ -108,13 +161,21 @@ def _at(samples: list[tuple[str, float, float]], time_: str) -> tuple[str, float
     return next((sample for sample in samples if sample[0] >= time_), samples[-1])
 
 
-async def _is_converged(admin: Admin, num_endpoints: int) -> bool:
-    """Tell whether each endpoint has every child and a status."""
-    for path in collections().values():
-        if await _count(admin, path) < num_endpoints:
+async def _is_converged(admin: Admin, fleet: Fleet) -> bool:
+    """Tell whether each endpoint has every child and a status; with nodes, whether it is Ready."""
+    for path in fleet.collections().values():
+        if await _count(admin, path) < fleet.size:
             return False
-    items = await admin.list_all(ENDPOINTS)
-    return sum("conditions" in item.get("status", {}) for item in items) >= num_endpoints
+    return sum(map(_is_ready if fleet.has_nodes else _has_status, await admin.list_all(ENDPOINTS))) >= fleet.size
+
+
+def _has_status(endpoint: Json) -> bool:
+    return "conditions" in endpoint.get("status", {})
+
+
+def _is_ready(endpoint: Json) -> bool:
+    conditions = endpoint.get("status", {}).get("conditions", [])
+    return any(item["type"] == "Ready" and item["status"] == "True" for item in conditions)
 
 
 async def _count(admin: Admin, path: str) -> int:
@@ -123,21 +184,20 @@ async def _count(admin: Admin, path: str) -> int:
     return len(page["items"]) + int(page["metadata"].get("remainingItemCount", 0))
 
 
-async def _measure_drift(admin: Admin, num_endpoints: int) -> dict[str, float]:
+async def _measure_drift(admin: Admin, fleet: Fleet) -> dict[str, float]:
     """Delete and edit a child; return how long it took until it was right again."""
-    name = endpoint_name(num_endpoints // 2)
-    path = f"{collections()['services']}/{name}"
+    path = f"{fleet.collections()['services']}/{endpoint_name(fleet.size // 2)}"
     wanted = (await admin.get(path))["spec"]["selector"]
     await admin.delete(path)
     began = time.monotonic()
     while not await _is_there(admin, path):
-        _check_deadline(began, path)
+        _check_deadline(began, path, _DRIFT_DEADLINE_S)
         await asyncio.sleep(0.01)
     deleted_s = time.monotonic() - began
     await admin.merge(path, {"spec": {"selector": {"edit": "yes"}}})
     began = time.monotonic()
     while (await admin.get(path))["spec"]["selector"] != wanted:
-        _check_deadline(began, path)
+        _check_deadline(began, path, _DRIFT_DEADLINE_S)
         await asyncio.sleep(0.01)
     return {"deleted_s": deleted_s, "edited_s": time.monotonic() - began}
 
@@ -150,9 +210,9 @@ async def _is_there(admin: Admin, path: str) -> bool:
     return True
 
 
-def _check_deadline(began: float, path: str) -> None:
-    if time.monotonic() - began > _DRIFT_DEADLINE_S:
-        raise RuntimeError(f"{path} is not put right")
+def _check_deadline(began: float, what: str, deadline_s: float) -> None:
+    if time.monotonic() - began > deadline_s:
+        raise RuntimeError(f"{what}: not as it should be after {deadline_s:.0f} s")
 
 
 async def _measure_restart(operator: OperatorProcess, audit: Audit) -> dict[str, Any]:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import dataclass
+
 from bench.scale.client import Json
 from dedicate_operator import names
 from dedicate_operator.desired import build_desired
@@ -21,17 +24,28 @@ def endpoint_name(index: int) -> str:
     return f"team-{index:05}"
 
 
-def build_endpoint(index: int) -> Json:
-    """Return an endpoint that has a cache claim of its own, so that it has every usual child."""
-    return {
-        "apiVersion": names.API_VERSION,
-        "kind": names.KIND,
-        "metadata": {"name": endpoint_name(index), "namespace": NAMESPACE},
-        "spec": {
-            "model": {"uri": "hf://SeaLLMs/SeaLLMs-v3-1.5B-Chat"},
-            "cache": {"persistentVolumeClaim": {"size": "10Gi"}},
-        },
-    }
+@dataclass(frozen=True)
+class Fleet:
+    """So many endpoints, with pods that stay pending or with nodes that make them ready."""
+
+    size: int
+    has_nodes: bool = False
+
+    def endpoints(self) -> Iterator[Json]:
+        """Yield the endpoints; each has every usual child, but no claim where nothing would ever bind one."""
+        cache = {"emptyDir": {"sizeLimit": "10Gi"}} if self.has_nodes else {"persistentVolumeClaim": {"size": "10Gi"}}
+        for index in range(self.size):
+            yield {
+                "apiVersion": names.API_VERSION,
+                "kind": names.KIND,
+                "metadata": {"name": endpoint_name(index), "namespace": NAMESPACE},
+                "spec": {"model": {"uri": "hf://SeaLLMs/SeaLLMs-v3-1.5B-Chat"}, "cache": cache},
+            }
+
+    def collections(self) -> dict[str, str]:
+        """Return the address of each kind of child, by plural."""
+        paths = [path for path, _ in build_children(next(self.endpoints()) | {"metadata": _METADATA})]
+        return {path.split("/")[-2]: path.rpartition("/")[0] for path in paths}
 
 
 def build_children(resource: Json) -> list[tuple[str, Json]]:
@@ -39,12 +53,6 @@ def build_children(resource: Json) -> list[tuple[str, Json]]:
     endpoint = parse_endpoint(resource)
     manifests = [build_keys_secret(endpoint, "k" * 43), *build_desired(endpoint, _DEFAULTS, Placement("Ingress"))]
     return [(_address(manifest), manifest) for manifest in manifests]
-
-
-def collections() -> dict[str, str]:
-    """Return the address of each kind of child, by plural."""
-    paths = [path for path, _ in build_children(build_endpoint(0) | {"metadata": _METADATA})]
-    return {path.split("/")[-2]: path.rpartition("/")[0] for path in paths}
 
 
 def _address(manifest: Json) -> str:

@@ -83,6 +83,9 @@ PROMETHEUS = GoModule(
 # The interpreter that Argo CD runs health checks with.
 LUA = GoModule("lua", {"glua": "github.com/yuin/gopher-lua/cmd/glua"})
 
+# Simulates the kubelets of a fleet whose pods are only counted.
+KWOK = GoModule("kwok", {"kwok": "sigs.k8s.io/kwok/cmd/kwok"})
+
 _MODULES = {
     Profile.API: (ETCD, KUBERNETES),
     Profile.NODE: (ETCD, PAUSE, COREDNS, HELM, KUBERNETES, NETWORK_POLICIES),
@@ -138,6 +141,11 @@ def obtain_prometheus() -> dict[str, str]:
 def obtain_lua() -> str:
     """Return the path of a Lua interpreter, built where it is not yet; needs no cluster."""
     return _obtain(LUA)["glua"]
+
+
+def obtain_kwok() -> str:
+    """Return the path of kwok, built where it is not yet; needs no cluster."""
+    return _obtain(KWOK)["kwok"]
 
 
 def _obtain(module: GoModule) -> dict[str, str]:
