@@ -19,21 +19,19 @@ _TIERS = {
     "e2e": "a real node: kubelet, containerd, Traefik, Helm, our images",
     "gpu": "a CUDA device",
 }
-# Each of these has servers of its own and mostly waits for them; one process of several runs a tier of these whole.
-_WAITING = ("e2e", "cluster", "proxies")
+# Tiers that one process of several runs whole: each has servers of its own, which start once, or models in memory. The
+# longest come first, and the files of all other tiers fill up beside them.
+_GROUPS = {"e2e": "e2e", "runtime": "models", "clients": "models", "cluster": "cluster", "proxies": "proxies"}
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Order the tiers: what is quick first; or, in several processes, what waits long first, to be filled up beside."""
+    """Order the tiers: what is quick first, or in several processes what is long; say which tests stay together."""
     is_spread = config.getoption("dist", "no") != "no"
-    order = list(_TIERS)
-    if is_spread:
-        order = [*_WAITING, *(tier for tier in reversed(order) if tier not in _WAITING)]
+    order = [*_GROUPS, *(tier for tier in _TIERS if tier not in _GROUPS)] if is_spread else list(_TIERS)
     items.sort(key=lambda item: order.index(tier) if (tier := _tier_of(item.nodeid)) else len(order))
     if is_spread:
         for item in items:
-            tier = _tier_of(item.nodeid)
-            item.add_marker(pytest.mark.xdist_group(tier if tier in _WAITING else item.path.stem))
+            item.add_marker(pytest.mark.xdist_group(_GROUPS.get(_tier_of(item.nodeid) or "", item.path.stem)))
 
 
 def _tier_of(nodeid: str) -> str | None:
