@@ -15,17 +15,7 @@ import pytest
 from dev.faults import storms
 from dev.faults.proxy import FaultProxy, is_write
 from tests.cluster.audit import AuditLog
-from tests.cluster.harness import (
-    CORE,
-    DEPLOYMENTS,
-    LEASE,
-    LEASES,
-    RBAC,
-    REPOSITORY,
-    Operator,
-    eventually,
-)
-from tests.cluster.rules import read_rules
+from tests.cluster.harness import CORE, DEPLOYMENTS, LEASE, LEASES, REPOSITORY, Operator, eventually
 from tests.cluster.severed import Link
 
 ACCOUNTS = ("operator-a", "operator-b")
@@ -288,17 +278,11 @@ def test_two_leases_have_two_leaders(operators, namespace, admin):
     first.await_role("leading")
 
 
-def test_missing_right_is_said_and_not_ready(admin, api_cluster, operator_process, namespace, tmp_path):
-    account = "operator-without-lease"
-    admin.create(f"{CORE}/namespaces/default/serviceaccounts", {"metadata": {"name": account}})
-    metadata = {"name": f"dedicate-{account}"}
-    admin.create(f"{RBAC}/clusterroles", {"metadata": metadata, "rules": read_rules()})
-    role = {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": metadata["name"]}
-    subjects = [{"kind": "ServiceAccount", "name": account, "namespace": "default"}]
-    admin.create(f"{RBAC}/clusterrolebindings", {"metadata": metadata, "roleRef": role, "subjects": subjects})
+def test_missing_right_is_said_and_not_ready(make_account, operator_process, tmp_path):
+    kubeconfig = make_account("operator-without-lease", leases=("another",))
     if operator_process.is_running():
         operator_process.stop()
-    poor = Operator(api_cluster.kubeconfig_for(account, "default", tmp_path / "kubeconfig"), tmp_path / "log")
+    poor = Operator(kubeconfig, tmp_path / "log")
     poor.start(None)
     try:
         eventually(lambda: "docs/rbac.md" in poor.ask("/readyz")[1], timeout_s=60)
