@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import contextlib
 import ssl
 import threading
-from collections import Counter
-from collections.abc import Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -60,7 +58,7 @@ class FaultProxy:
         self._authority = cluster["certificate-authority-data"]
         self._storm: Storm = Calm()
         self._streams: set[web.StreamResponse] = set()
-        self.seen: Counter[str] = Counter()
+        self.num_requests = 0
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="fault proxy", daemon=True)
         self._thread.start()
@@ -81,9 +79,9 @@ class FaultProxy:
         """Let everything pass again; what hangs goes on hanging, as it does in life."""
         self._call(self._set(Calm()))
 
-    def cut(self) -> None:
-        """Break every connection of a watch, now."""
-        self._call(self._cut())
+    def cut(self) -> int:
+        """Break every connection of a watch, now; return how many there were."""
+        return self._call(self._cut())
 
     def refuse(self) -> None:
         """Close the door and every connection: whoever comes is refused."""
@@ -92,10 +90,6 @@ class FaultProxy:
     def admit(self) -> None:
         """Open the door at the same address."""
         self._call(self._open_door())
-
-    def send_to_watches(self, line: bytes) -> None:
-        """Put a line into every watch."""
-        self._call(self._send_to_watches(line))
 
     def close(self) -> None:
         self._call(self._close())
@@ -150,16 +144,14 @@ class FaultProxy:
     async def _set(self, storm: Storm) -> None:
         self._storm = storm
 
-    async def _cut(self) -> None:
-        for stream in list(self._streams):
+    async def _cut(self) -> int:
+        streams, self._streams = self._streams, set()
+        for stream in streams:
             _abort(stream)
-
-    async def _send_to_watches(self, line: bytes) -> None:
-        for stream in list(self._streams):
-            await stream.write(line)
+        return len(streams)
 
     async def _meet(self, request: web.Request) -> web.StreamResponse:
-        self.seen[request.method] += 1
+        self.num_requests += 1
         body = await request.read()
 
         async def forward() -> web.StreamResponse:
@@ -220,7 +212,7 @@ def _abort(stream: web.StreamResponse) -> None:
         transport.abort()
 
 
-async def _iterate_lines(content: aiohttp.StreamReader) -> Any:
+async def _iterate_lines(content: aiohttp.StreamReader) -> AsyncIterator[bytes]:
     """Yield whole lines; aiohttp's own iteration gives up on long ones."""
     rest = b""
     async for chunk in content.iter_any():
@@ -229,13 +221,3 @@ async def _iterate_lines(content: aiohttp.StreamReader) -> Any:
             yield line + b"\n"
     if rest:
         yield rest
-
-
-@contextlib.contextmanager
-def proxied(kubeconfig: Path, folder: Path) -> Any:
-    """Give a proxy that is closed afterwards."""
-    proxy = FaultProxy(kubeconfig, folder)
-    try:
-        yield proxy
-    finally:
-        proxy.close()

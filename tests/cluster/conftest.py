@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from dev.cluster.manifests import PROMETHEUS_OPERATOR, obtain_manifests
-from tests.cluster.gateways import install
+from tests.cluster.gateways import install, is_installed
 from tests.cluster.harness import (
     CORE,
     ENDPOINTS,
@@ -23,9 +23,8 @@ from tests.cluster.harness import (
     Namespace,
     Operator,
     eventually,
-    read_lease_rules,
-    read_rules,
 )
+from tests.cluster.rules import read_lease_rules, read_rules
 
 
 @pytest.fixture(scope="session")
@@ -103,9 +102,14 @@ def operator(operator_process) -> Operator:
 
 
 @pytest.fixture(scope="session")
-def gateway_api(admin) -> None:
-    """Most of the tier does without it."""
+def gateway_api(admin, operator_process) -> None:
+    """Most of the tier does without it. The operator looks for it every 30 s, and when it starts."""
+    if is_installed(admin):
+        return
     install(admin)
+    if operator_process.is_running():
+        operator_process.stop()
+        operator_process.start()
 
 
 @pytest.fixture

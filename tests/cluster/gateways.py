@@ -10,11 +10,15 @@ _DEFINITIONS = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
 _CHANGED_S = 30
 
 
+def is_installed(api):
+    return api.request("GET", f"{GATEWAY}/httproutes").is_success
+
+
 def install(api):
     """Return once HTTPRoutes are served."""
     for definition in read_definitions(obtain_manifests(GATEWAY_API)):
         api.apply(f"{_DEFINITIONS}/{definition['metadata']['name']}", definition)
-    eventually(lambda: api.request("GET", f"{GATEWAY}/httproutes").is_success, _CHANGED_S)
+    eventually(lambda: is_installed(api), _CHANGED_S)
 
 
 def uninstall(api):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import signal
 import socket
 import subprocess
@@ -65,6 +64,12 @@ class Api:
     def close(self) -> None:
         self._client.close()
 
+    def is_up(self) -> bool:
+        try:
+            return self.request("GET", "/readyz").is_success
+        except httpx2.TransportError:
+            return False
+
     def request(self, method: str, path: str, body: Any = None, type_: str = "application/json", **params: str):
         content = None if body is None else json.dumps(body)
         headers = {"Content-Type": type_} if body is not None else {}
@@ -100,6 +105,10 @@ class Api:
         response = self.request("DELETE", path, propagationPolicy="Background")
         assert response.is_success or response.status_code == 404, response.text
 
+    def end_lease(self) -> None:
+        """Take the Lease from an operator that was killed: as if it had run out, for which test_leadership waits."""
+        self.merge(f"{LEASES}/{LEASE}", {"spec": {"holderIdentity": ""}})
+
 
 class Namespace:
     """One namespace of one test, with short ways to what is in it."""
@@ -128,6 +137,17 @@ class Namespace:
 
     def delete(self, name: str) -> None:
         self.api.delete(self.path(ENDPOINTS, "dedicatedendpoints", name))
+
+    def await_next_second(self, name: str) -> None:
+        """Return when an endpoint made now is younger: creation times have whole seconds, in one the uid decides."""
+        made = self.endpoint(name)
+        path = self.path(ENDPOINTS, "dedicatedendpoints")
+
+        def look() -> bool:
+            probe = self.api.request("POST", path, {**made, "metadata": {"name": "probe"}}, dryRun="All").json()
+            return bool(probe["metadata"]["creationTimestamp"] > made["metadata"]["creationTimestamp"])
+
+        eventually(look)
 
     def deployment(self, name: str) -> Json | None:
         return self.api.get(self.path(DEPLOYMENTS, "deployments", name))
@@ -273,24 +293,3 @@ class Operator:
 
     def records(self) -> list[Json]:
         return [json.loads(line) for line in self.log.read_text().splitlines() if line.startswith("{")]
-
-
-def read_rules() -> list[Json]:
-    """Return the rules that docs/rbac.md grants for the endpoints."""
-    rules = []
-    for line in (REPOSITORY / "docs/rbac.md").read_text().splitlines():
-        cells = [cell.strip() for cell in line.strip("|").split("|")]
-        if len(cells) == 4 and (match := re.fullmatch(r"`(.*)`", cells[0])):
-            group = match[1].strip('"')
-            verbs = [verb.strip() for verb in cells[2].split(",")]
-            rules.append({"apiGroups": [group], "resources": [cells[1].strip("`")], "verbs": verbs})
-    assert rules
-    return rules
-
-
-def read_lease_rules(*names: str) -> list[Json]:
-    """Return the rules that docs/rbac.md grants for Leases of these names."""
-    pattern = r"^\| `(.*)` \| `(.*)` \| `DEDICATE_LEASE_NAME` \| (.*?) \|"
-    (row,) = re.findall(pattern, (REPOSITORY / "docs/rbac.md").read_text(), re.MULTILINE)
-    verbs = row[2].split(", ")
-    return [{"apiGroups": [row[0]], "resources": [row[1]], "resourceNames": list(names), "verbs": verbs}]

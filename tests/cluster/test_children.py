@@ -86,17 +86,18 @@ def test_edited_child_is_put_right(namespace, plural, group, patch):
     namespace.apply("seallm")
     namespace.await_children("seallm")
     path = namespace.path(group, plural, "seallm")
-    before = namespace.api.get(path)
-    namespace.api.merge(path, patch)
+    before = ours(namespace.api.get(path))
+    assert ours(namespace.api.merge(path, patch)) != before
 
     def is_right():
-        child = namespace.api.get(path)
-        assert child["spec"] == before["spec"]
-        for name in ("labels", "ownerReferences"):
-            assert child["metadata"][name] == before["metadata"][name]
+        assert ours(namespace.api.get(path)) == before
         return True
 
     eventually(is_right, timeout_s=2)
+
+
+def ours(child):
+    return child["spec"], *(child["metadata"].get(name) for name in ("labels", "ownerReferences"))
 
 
 def test_promise_03_fields_of_others_are_left_alone(namespace):
@@ -113,6 +114,7 @@ def test_promise_03_fields_of_others_are_left_alone(namespace):
 def test_field_dropped_from_the_specification_goes(namespace):
     namespace.apply("seallm", {**SMALLEST, "scheduling": {"nodeSelector": {"gpu": "h200"}}})
     namespace.await_children("seallm")
+    assert namespace.deployment("seallm")["spec"]["template"]["spec"]["nodeSelector"] == {"gpu": "h200"}
     namespace.apply("seallm", SMALLEST)
     eventually(lambda: "nodeSelector" not in namespace.deployment("seallm")["spec"]["template"]["spec"])
 
@@ -186,7 +188,8 @@ def test_deletion_leaves_nothing(namespace):
 
     def is_empty():
         left = [namespace.deployment("seallm"), namespace.service("seallm"), namespace.ingress("seallm")]
-        left += [namespace.secret("seallm-api-keys"), *namespace.pods("seallm")]
+        left += [namespace.policy("seallm"), namespace.secret("seallm-api-keys"), *namespace.pods("seallm")]
+        left += [namespace.api.get(namespace.path("/apis/policy/v1", "poddisruptionbudgets", "seallm"))]
         claim = namespace.claim("seallm-cache")
         # The claim's own protection ends with the pods, which need a kubelet to end.
         return not any(left) and (claim is None or "deletionTimestamp" in claim["metadata"])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.cluster.harness import CORE, ENDPOINTS, INGRESSES, SMALLEST, eventually
+from tests.cluster.harness import CORE, INGRESSES, SMALLEST, eventually
 
 
 @pytest.fixture(autouse=True)
@@ -41,8 +41,7 @@ def test_promise_08_the_oldest_endpoint_has_the_path_and_the_next_takes_over(nam
     first = {**SMALLEST, "dedicate": "chat", "route": {"host": f"{namespace.name}.example"}}
     namespace.apply("first", first)
     namespace.await_children("first")
-    # Creation times have whole seconds; within one the uid decides.
-    eventually(lambda: _is_later(namespace))
+    namespace.await_next_second("first")
     namespace.apply("second", first)
     namespace.await_condition("second", "Accepted", "False", "PathConflict")
     namespace.await_condition("second", "Ready", "False", "PathConflict")
@@ -61,22 +60,13 @@ def test_changed_host_settles_a_conflict(namespace):
     spec = {**SMALLEST, "dedicate": "chat", "route": {"host": f"{namespace.name}.example"}}
     namespace.apply("first", spec)
     namespace.await_children("first")
-    eventually(lambda: _is_later(namespace))
+    namespace.await_next_second("first")
     namespace.apply("second", spec)
     namespace.await_condition("second", "Accepted", "False", "PathConflict")
     namespace.merge("second", {"route": {"host": f"other-{namespace.name}.example"}})
     namespace.await_condition("second", "Accepted", "True", "Valid")
     rules = eventually(lambda: namespace.ingress("second"))["spec"]["rules"]
     assert rules[0]["host"] == f"other-{namespace.name}.example"
-
-
-def _is_later(namespace) -> bool:
-    """Tell whether an endpoint that is made now would be younger than `first`."""
-    first = namespace.endpoint("first")["metadata"]["creationTimestamp"]
-    body = {**namespace.endpoint("first"), "metadata": {"name": "probe"}}
-    path = namespace.path(ENDPOINTS, "dedicatedendpoints")
-    probe = namespace.api.request("POST", path, body, dryRun="All")
-    return bool(probe.json()["metadata"]["creationTimestamp"] > first)
 
 
 def test_ingress_paths_of_two_hosts_stand_side_by_side(namespace):

@@ -42,9 +42,10 @@ class Sync:
         found = json.loads(told)
         return found["items"] if found["kind"] == "List" else [found]
 
-    def diff(self, manifests) -> str:
+    def diff(self, manifests, *, check=False) -> str:
+        """Return what differs; with `check`, raise for a difference as well as for a comparison that failed."""
         options = ("--server-side", "--force-conflicts", _MANAGER, "--filename=-")
-        return self._cluster.kubectl("diff", *options, stdin=yaml.safe_dump_all(manifests), check=False)
+        return self._cluster.kubectl("diff", *options, stdin=yaml.safe_dump_all(manifests), check=check)
 
     def clean(self) -> None:
         """Delete all but the definition, which the other tests need."""
@@ -74,8 +75,8 @@ def _render(values):
 
 def _is_settled(sync, manifests) -> bool:
     """The controllers of the cluster have seen what was applied, and written what they write."""
-    deployments = [item for item in sync.read(manifests) if item["kind"] == "Deployment"]
-    return all(item.get("status", {}).get("observedGeneration") for item in deployments)
+    controlled = [item for item in sync.read(manifests) if item["kind"] in {"Deployment", "PodDisruptionBudget"}]
+    return all(item.get("status", {}).get("observedGeneration") for item in controlled)
 
 
 @pytest.mark.parametrize("name", VALUE_SETS)
@@ -84,6 +85,7 @@ def test_nothing_differs_after_a_sync(name, sync):
     sync.apply(manifests)
     eventually(lambda: _is_settled(sync, manifests), timeout_s=30)
     assert sync.diff(manifests) == ""
+    assert sync.diff(manifests, check=True) == ""
     live = sync.read(manifests)
     assert len(live) == len(manifests)
     for wanted, found in zip(manifests, live, strict=True):
@@ -93,6 +95,7 @@ def test_nothing_differs_after_a_sync(name, sync):
 def test_a_second_sync_writes_nothing(sync):
     manifests = [item for item in _render(VALUE_SETS["everything"]) if item["kind"] != "Deployment"]
     sync.apply(manifests)
+    eventually(lambda: _is_settled(sync, manifests), timeout_s=30)
     before = [item["metadata"]["resourceVersion"] for item in sync.read(manifests)]
     sync.apply(manifests)
     assert [item["metadata"]["resourceVersion"] for item in sync.read(manifests)] == before

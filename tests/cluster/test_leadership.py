@@ -8,24 +8,14 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 
-import httpx2
 import pytest
 
 from dev.faults import storms
 from dev.faults.proxy import FaultProxy, is_write
 from tests.cluster.audit import AuditLog
-from tests.cluster.harness import (
-    CORE,
-    DEPLOYMENTS,
-    LEASE,
-    LEASES,
-    RBAC,
-    REPOSITORY,
-    Operator,
-    eventually,
-    read_rules,
-)
+from tests.cluster.harness import CORE, DEPLOYMENTS, LEASE, LEASES, REPOSITORY, Operator, eventually
 from tests.cluster.severed import Link
 
 ACCOUNTS = ("operator-a", "operator-b")
@@ -89,7 +79,10 @@ def test_one_leads_and_the_other_writes_nothing(pair, namespace, admin, audit):
     before = newest(audit, "operator-b")
     namespace.apply("chat")
     namespace.await_children("chat")
-    assert lease(admin)["spec"]["holderIdentity"] in leader.ask("/readyz")[1] + standby.ask("/readyz")[1]
+    holder = lease(admin)["spec"]["holderIdentity"]
+    assert holder
+    assert standby.ask("/readyz")[1] == f"ok: standing by for {holder}"
+    assert leader.ask("/readyz")[1] == "ok: leading"
     assert standby.probe("/healthz") == 200
     assert written_since(audit, "operator-b", before) == []
     assert newest(audit, "operator-a")
@@ -181,6 +174,7 @@ def test_write_that_was_held_back_on_its_way_is_refused(operators, kubeconfigs, 
         namespace.api.merge(service, {"spec": {"selector": {"edit": "yes"}}})
         eventually(lambda: hold.num_met)
         leader.stop(signal.SIGKILL)
+        namespace.api.end_lease()
         eventually(lambda: "edit" not in namespace.service("chat")["spec"]["selector"], KILLED_S)
         repaired = namespace.service("chat")
         assert proxy.call(hold.release()) == 409
@@ -191,20 +185,27 @@ def test_write_that_was_held_back_on_its_way_is_refused(operators, kubeconfigs, 
             leader.stop(signal.SIGKILL)
 
 
-def test_clocks_that_disagree_by_hours_do_not_matter(kubeconfigs, operators, namespace, tmp_path):
+def test_clocks_that_disagree_by_hours_do_not_matter(kubeconfigs, operators, namespace, admin, tmp_path):
     program = str(REPOSITORY / "tests/cluster/skewed.py")
     ahead, behind = (
         Operator(kubeconfig, tmp_path / f"skewed{skew_s}", (program, str(skew_s)))
         for kubeconfig, skew_s in zip(kubeconfigs, (7200, -7200), strict=True)
     )
+
+    def is_renewed_by_a_clock_off_by(hours):
+        renewed = datetime.fromisoformat(lease(admin)["spec"]["renewTime"])
+        return abs(renewed - datetime.now(UTC) - timedelta(hours=hours)) < timedelta(hours=1)
+
     try:
         ahead.start()
         behind.start("standing by")
+        assert is_renewed_by_a_clock_off_by(2)
         namespace.apply("before")
         namespace.await_children("before")
         ahead.stop(signal.SIGKILL)
         namespace.apply("after")
         eventually(lambda: namespace.deployment("after"), KILLED_S)
+        assert is_renewed_by_a_clock_off_by(-2)
         # And the other way round: to one that is ahead the Lease looks as if it had run out hours ago.
         ahead.start("standing by")
         namespace.apply("last")
@@ -260,21 +261,16 @@ def test_stolen_lease_is_respected_until_it_runs_out(pair, namespace, admin):
 
 def test_api_server_that_restarts_finds_one_leader(pair, namespace, api_cluster):
     api_cluster.kill("kube-apiserver")
-    eventually(lambda: is_up(namespace.api), timeout_s=60)
+    eventually(namespace.api.is_up, timeout_s=60)
     eventually(lambda: sorted(one.ask("/readyz")[1].split()[1] for one in pair) == ["leading", "standing"], KILLED_S)
     namespace.apply("after")
     namespace.await_children("after")
 
 
-def is_up(api):
-    try:
-        return api.request("GET", "/readyz").is_success
-    except httpx2.TransportError:
-        return False
-
-
-def test_two_leases_have_two_leaders(operators, namespace):
+def test_two_leases_have_two_leaders(operators, namespace, admin):
     first, second = operators
+    # As a release before has left it.
+    admin.create(LEASES, {"metadata": {"name": "dedicate-second"}, "spec": {}})
     first.start(DEDICATE_WATCH_NAMESPACES="kube-public")
     second.start(DEDICATE_WATCH_NAMESPACES=namespace.name, DEDICATE_LEASE_NAME="dedicate-second")
     namespace.apply("chat")
@@ -282,17 +278,11 @@ def test_two_leases_have_two_leaders(operators, namespace):
     first.await_role("leading")
 
 
-def test_missing_right_is_said_and_not_ready(admin, api_cluster, operator_process, namespace, tmp_path):
-    account = "operator-without-lease"
-    admin.create(f"{CORE}/namespaces/default/serviceaccounts", {"metadata": {"name": account}})
-    metadata = {"name": f"dedicate-{account}"}
-    admin.create(f"{RBAC}/clusterroles", {"metadata": metadata, "rules": read_rules()})
-    role = {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": metadata["name"]}
-    subjects = [{"kind": "ServiceAccount", "name": account, "namespace": "default"}]
-    admin.create(f"{RBAC}/clusterrolebindings", {"metadata": metadata, "roleRef": role, "subjects": subjects})
+def test_missing_right_is_said_and_not_ready(make_account, operator_process, tmp_path):
+    kubeconfig = make_account("operator-without-lease", leases=("another",))
     if operator_process.is_running():
         operator_process.stop()
-    poor = Operator(api_cluster.kubeconfig_for(account, "default", tmp_path / "kubeconfig"), tmp_path / "log")
+    poor = Operator(kubeconfig, tmp_path / "log")
     poor.start(None)
     try:
         eventually(lambda: "docs/rbac.md" in poor.ask("/readyz")[1], timeout_s=60)

@@ -17,7 +17,7 @@ from dedicate_runtime.download.page import serve_progress
 from dedicate_runtime.download.progress import Progress, Stage
 from dev.cluster.api import Cluster
 from dev.cluster.plan import Profile
-from tests.cluster.harness import CORE, ENDPOINTS, REPOSITORY, Api, Namespace, Operator, eventually
+from tests.cluster.harness import CORE, ENDPOINTS, LEASE, LEASES, REPOSITORY, Api, Namespace, Operator, eventually
 
 NOW = "2026-01-01T00:00:00Z"
 SCHEDULED = {"type": "PodScheduled", "status": "True"}
@@ -166,6 +166,8 @@ def test_the_cache_is_kept_or_goes_by_policy(namespace, policy, is_kept):
     cache = {"persistentVolumeClaim": {"size": "1Gi", "retentionPolicy": policy}}
     namespace.apply("chat", {"model": HUB, "cache": cache})
     claim = eventually(lambda: namespace.claim("chat-cache"))
+    # The garbage collector may come to it later than to the Deployment.
+    assert ("ownerReferences" in claim["metadata"]) is not is_kept
     namespace.delete("chat")
     eventually(lambda: not namespace.deployment("chat"), timeout_s=60)
     if is_kept:
@@ -199,6 +201,7 @@ def newer(tmp_path_factory):
         crd = yaml.safe_load((REPOSITORY / "crds/dedicatedendpoints.yaml").read_text())
         api.apply(f"/apis/apiextensions.k8s.io/v1/customresourcedefinitions/{crd['metadata']['name']}", crd)
         eventually(lambda: api.request("GET", f"{ENDPOINTS}/dedicatedendpoints").is_success, timeout_s=30)
+        api.create(LEASES, {"metadata": {"name": LEASE}, "spec": {}})
         operator.start()
         name = f"t-{uuid.uuid4().hex[:8]}"
         api.create(f"{CORE}/namespaces", {"metadata": {"name": name}})

@@ -91,6 +91,7 @@ def test_counts_are_true(namespace, operator, prometheus):
     (series,) = eventually(lambda: prometheus.query(ready), _ALERT_S)
     _, reason = namespace.conditions("counted")["Ready"]
     assert (series["metric"]["reason"], series["value"][1]) == (reason, "0")
+    assert _value(prometheus, writes) == before + 1
 
 
 def test_alert_of_an_endpoint_that_is_not_ready(namespace, operator, prometheus):

@@ -207,24 +207,52 @@ def test_promise_12_with_roles_alone_it_has_its_rights_in_the_watched_namespaces
     assert find_rights(account, RELEASE_NAMESPACE, account.name) == LEASE_RIGHTS
 
 
+def can_i(api_cluster, account, question):
+    """Return kubectl's answer for a watched namespace, or for the Lease of the account's own name where it lies."""
+    verb, what = question.split()
+    # After a slash kubectl takes a name, and no subresource.
+    resource, _, subresource = what.partition("/")
+    is_lease = resource.startswith("leases.")
+    arguments = [
+        f"--kubeconfig={account.kubeconfig}",
+        f"--namespace={RELEASE_NAMESPACE if is_lease else WATCHED[0]}",
+        *([f"--subresource={subresource}"] if subresource else []),
+    ]
+    asked = f"{resource}/{account.name}" if is_lease else resource
+    return api_cluster.kubectl("auth", "can-i", verb, asked, *arguments, check=False).strip()
+
+
+def test_what_kubectl_is_asked_about_is_served(resources):
+    """To a misspelled name it says no as well."""
+    asked = set()
+    for question in REFUSED:
+        resource, _, subresource = question.split()[1].partition("/")
+        name, _, group = resource.partition(".")
+        asked.add((group, f"{name}/{subresource}" if subresource else name))
+    # RBAC alone knows it: who may let an owner reference block a deletion.
+    assert asked - set(resources) == {("dedicate.dev", "dedicatedendpoints/finalizers")}
+
+
 @pytest.mark.promise(12)
 @pytest.mark.parametrize("question", REFUSED)
 @pytest.mark.parametrize("scope", ["everywhere", "narrow"])
 def test_kubectl_auth_can_i_says_no(question, scope, request, api_cluster):
     account, _ = request.getfixturevalue(scope)
-    arguments = (f"--kubeconfig={account.kubeconfig}", f"--namespace={WATCHED[0]}")
-    assert api_cluster.kubectl("auth", "can-i", *question.split(), *arguments, check=False).strip() == "no"
+    assert can_i(api_cluster, account, question) == "no"
 
 
-def test_kubectl_auth_can_i_says_yes_to_what_is_listed(everywhere, narrow, api_cluster):
+@pytest.mark.parametrize(
+    "question",
+    ["create secrets", "patch dedicatedendpoints.dedicate.dev/status", "update leases.coordination.k8s.io"],
+)
+def test_kubectl_auth_can_i_says_yes_to_what_is_listed(question, everywhere, narrow, api_cluster):
     """The same question asked for a right that there is, so that a `no` is known to mean no."""
     for account, _ in (everywhere, narrow):
-        arguments = (f"--kubeconfig={account.kubeconfig}", f"--namespace={WATCHED[0]}")
-        assert api_cluster.kubectl("auth", "can-i", "create", "secrets", *arguments).strip() == "yes"
+        assert can_i(api_cluster, account, question) == "yes"
 
 
 @pytest.fixture
-def narrow_operator(narrow, operator_process, tmp_path):
+def narrow_operator(narrow, admin, operator_process, tmp_path):
     """The operator under Roles alone, with the environment that the chart writes."""
     if operator_process.is_running():
         operator_process.stop()
@@ -234,6 +262,9 @@ def narrow_operator(narrow, operator_process, tmp_path):
     # Beside other processes, on ports of its own.
     ports = {"DEDICATE_LIVENESS_PORT", "DEDICATE_METRICS_PORT"}
     environment = {item["name"]: item.get("value", "") for item in container["env"] if item["name"] not in ports}
+    # As a release before has left it; tests/e2e installs where there is none, which takes 15 s.
+    leases = f"/apis/coordination.k8s.io/v1/namespaces/{RELEASE_NAMESPACE}/leases"
+    admin.create(leases, {"metadata": {"name": environment["DEDICATE_LEASE_NAME"]}, "spec": {}})
     process = Operator(account.kubeconfig, tmp_path / "log")
     process.start(**environment)
     yield process

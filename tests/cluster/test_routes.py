@@ -106,8 +106,9 @@ def test_http_route_is_healed_and_left_alone_when_it_is_fine(namespace, gateway_
     namespace.api.merge(path, {"spec": {"hostnames": ["elsewhere.example"]}})
     eventually(lambda: route_of(namespace, "chat")["spec"]["hostnames"] == [f"{namespace.name}.example"])
     before = route_of(namespace, "chat")["metadata"]
-    namespace.merge("chat", {"replicas": 2})
-    eventually(lambda: namespace.deployment("chat")["spec"]["replicas"] == 2)
+    generation = namespace.merge("chat", {"replicas": 2})["metadata"]["generation"]
+    eventually(lambda: namespace.endpoint("chat")["status"]["observedGeneration"] == generation)
+    assert namespace.deployment("chat")["spec"]["replicas"] == 2
     assert route_of(namespace, "chat")["metadata"]["resourceVersion"] == before["resourceVersion"]
     namespace.api.delete(path)
     eventually(lambda: route_of(namespace, "chat"))
@@ -118,7 +119,7 @@ def test_path_is_one_endpoints_across_ingress_and_http_route(namespace, other_na
     shared = spec(namespace)["route"]
     namespace.apply("first", {**SMALLEST, "dedicate": "chat", "route": shared | TO_PUBLIC})
     eventually(lambda: route_of(namespace, "first"))
-    eventually(lambda: is_later(namespace, "first"))
+    namespace.await_next_second("first")
     other_namespace.apply("second", {**SMALLEST, "dedicate": "chat", "route": shared | {"className": "any"}})
     other_namespace.await_condition("second", "Accepted", "False", "PathConflict")
     assert f"{namespace.name}/first" in other_namespace.message("second", "Accepted")
@@ -131,14 +132,6 @@ def test_path_is_one_endpoints_across_ingress_and_http_route(namespace, other_na
     namespace.delete("first")
     other_namespace.await_condition("second", "Accepted", "True", "Valid")
     eventually(lambda: route_of(other_namespace, "second"))
-
-
-def is_later(namespace, name):
-    """Tell whether an endpoint that is made now would be younger: creation times have whole seconds."""
-    made = namespace.endpoint(name)
-    path = namespace.path("/apis/dedicate.dev/v1alpha1", "dedicatedendpoints")
-    probe = namespace.api.request("POST", path, {**made, "metadata": {"name": "probe"}}, dryRun="All")
-    return probe.json()["metadata"]["creationTimestamp"] > made["metadata"]["creationTimestamp"]
 
 
 def test_route_that_changes_its_kind_stands_before_the_old_one_goes(namespace, gateway_api):

@@ -14,8 +14,6 @@ from tests.cluster.harness import (
     COLLECTION_S,
     CORE,
     ENDPOINTS,
-    LEASE,
-    LEASES,
     REPOSITORY,
     SMALLEST,
     Operator,
@@ -61,8 +59,7 @@ def test_killed_at_any_write(nth, is_before, behind, proxy, namespace, admin):
     namespace.apply("chat")
     eventually(lambda: not behind.is_running(), timeout_s=20)
     proxy.end()
-    # As if its Lease had run out, which takes 15 s: test_leadership waits for it.
-    admin.merge(f"{LEASES}/{LEASE}", {"spec": {"holderIdentity": ""}})
+    admin.end_lease()
     behind.start()
     namespace.await_children("chat")
     eventually(lambda: namespace.secret("chat-api-keys"))
@@ -110,6 +107,8 @@ def test_namespace_goes_with_the_operator_gone(behind, namespace):
     namespace.apply("chat")
     namespace.await_children("chat")
     behind.stop(signal.SIGKILL)
+    # For the tests that follow.
+    namespace.api.end_lease()
     namespace.api.delete(f"{CORE}/namespaces/{namespace.name}")
     eventually(lambda: namespace.api.get(f"{CORE}/namespaces/{namespace.name}") is None, COLLECTION_S)
 

@@ -173,10 +173,10 @@ def is_through(port):
 
 
 def read_words(answer):
-    """Yield the words of a stream as they come; a stream that is cut ends, and says so."""
+    """Yield the words of a stream as they come; one that is cut says so, and one that stands still raises."""
     try:
         for line in answer.iter_lines():
             if line.startswith("data: "):
                 yield line.removeprefix("data: ")
-    except httpx.HTTPError as error:
+    except (httpx.NetworkError, httpx.ProtocolError) as error:
         yield f"cut: {error}"

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import queue
 import threading
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+from dedicate_runtime.api.sse import HEAD_PAUSE_S
 
 _END = object()
 # A test that has gone wrong must not leave a thread behind for ever.
@@ -26,6 +29,8 @@ class Upstream:
             def do_POST(self):
                 upstream.paths.append(self.path)
                 upstream.num_body_bytes = len(self.rfile.read(int(self.headers.get("Content-Length", 0))))
+                # As the runtime does, and for its reason.
+                time.sleep(HEAD_PAUSE_S)
                 self.send_response(200)
                 self.send_header("Content-Type", "text/event-stream")
                 self.send_header("Transfer-Encoding", "chunked")
