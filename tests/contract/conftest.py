@@ -38,6 +38,13 @@ class Document:
     def blocks(self, language: str) -> list[str]:
         return re.findall(rf"^```{language}\n(.*?)^```$", self.text, re.DOTALL | re.MULTILINE)
 
+    def anchors(self) -> list[str]:
+        """The anchors of the headings, as the forges make them."""
+        headings = re.findall(
+            r"^#+ (.*)$", re.sub(r"^```.*?^```$", "", self.text, flags=re.DOTALL | re.MULTILINE), re.MULTILINE
+        )
+        return [re.sub(r"[^a-z0-9_ -]", "", heading.lower()).replace(" ", "-") for heading in headings]
+
     @staticmethod
     def _cells(line: str) -> list[str]:
         return [cell.strip().replace("\\|", "|") for cell in re.split(r"(?<!\\)\|", line)[1:-1]]

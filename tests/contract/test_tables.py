@@ -1,6 +1,7 @@
 """The tables of docs/contract.md are the code's own."""
 
 import argparse
+from collections import Counter
 from enum import Enum
 
 import pytest
@@ -21,7 +22,7 @@ from dedicate_operator.routes import ParentRef
 from dedicate_operator.settings import Settings as OperatorSettings
 from dedicate_runtime.download.options import build_parser
 from dedicate_runtime.errors import ExitCode
-from dedicate_runtime.settings import _build_parser
+from dedicate_runtime.settings import _build_parser, parse_settings
 from dev.chart import render
 
 
@@ -38,6 +39,27 @@ def operator_container():
 
 def strip(cell):
     return cell.strip("`")
+
+
+def variable_of(option):
+    return f"DEDICATE_{option.removeprefix('--').replace('-', '_').upper()}"
+
+
+TABLES = [
+    "Arguments of the runtime",
+    "Arguments of the download",
+    "Ports, probes",
+    "Files and environment",
+    "Exit codes",
+    "Names and labels",
+    "The operator's environment",
+]
+
+
+@pytest.mark.parametrize("heading", TABLES)
+def test_no_row_stands_twice(heading, contract):
+    first = [next(iter(row.values())) for row in contract.table(heading)]
+    assert [cell for cell, count in Counter(first).items() if count > 1] == []
 
 
 class TestRuntimeOptions:
@@ -75,10 +97,36 @@ class TestRuntimeOptions:
                     for member in kind:
                         assert f"`{member.value}`" in rows[name]["default"] + rows[name]["meaning"], name
 
-    def test_each_may_come_from_the_environment(self, rows):
-        for name in rows:
-            variable = f"DEDICATE_{name.removeprefix('--').replace('-', '_').upper()}"
-            assert variable.isidentifier()
+    def test_each_may_come_from_the_environment(self, options, tmp_path):
+        """By variable it means what it means as an argument, and neither is the default."""
+        keys, other_keys = tmp_path / "keys", tmp_path / "other"
+        keys.mkdir()
+        other_keys.mkdir()
+        start = {"--model": "hf://a/b", "--dedicate": "chat", "--auth": "none", "--api-keys-dir": str(keys)}
+        values = {
+            "--model": "hf://a/c",
+            "--dedicate": "other",
+            "--dtype": "float16",
+            "--quantization": "int8",
+            "--attention-backend": "torch",
+            "--device": "cpu",
+            "--sampling-defaults": "model",
+            "--auth": "api-key",
+            "--api-keys-dir": str(other_keys),
+            "--log-level": "debug",
+        }
+        default = parse_settings([], {variable_of(option): value for option, value in start.items()})
+        for name, action in options.items():
+            is_flag = action.nargs == 0
+            value = "true" if is_flag else values.get(name, "64")
+            arguments = start | {name: value}
+            by_argument = [word for option, given in arguments.items() for word in (option, given)]
+            by_variable = {variable_of(option): given for option, given in arguments.items()}
+            if is_flag:
+                by_argument.pop()
+            found = parse_settings([], by_variable)
+            assert found == parse_settings(by_argument, {}), name
+            assert found != default, name
 
 
 class TestDownloadOptions:
@@ -105,8 +153,7 @@ class TestDownloadOptions:
     def test_each_may_come_from_the_environment(self, options):
         examples = {"--model": "hf://a/b", "--verify": "all", "--log-level": "debug"}
         for name in options:
-            variable = f"DEDICATE_{name.removeprefix('--').replace('-', '_').upper()}"
-            found = build_parser({variable: examples.get(name, "1")}).parse_args([])
+            found = build_parser({variable_of(name): examples.get(name, "1")}).parse_args([])
             assert str(getattr(found, name.removeprefix("--").replace("-", "_"))) in {examples.get(name, "1"), "True"}
 
 
