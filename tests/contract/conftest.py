@@ -57,6 +57,11 @@ def document():
 
 
 @pytest.fixture(scope="session")
+def contract(document):
+    return document("docs/contract.md")
+
+
+@pytest.fixture(scope="session")
 def crd():
     return yaml.safe_load(CRD.read_text())
 
