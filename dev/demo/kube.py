@@ -129,11 +129,12 @@ def find_obstacle(pod: Manifest) -> str | None:
     return None
 
 
-def await_value(what: str, ask: Callable[[], T | None], *, deadline_s: float) -> T:
+def await_value(what: str | Callable[[], str], ask: Callable[[], T | None], *, deadline_s: float) -> T:
     """Ask until there is an answer.
 
     Raises:
-        DemoError: there was none before the deadline; the message names `what` was waited for.
+        DemoError: there was none before the deadline; the message names `what` was waited for, which a function says
+            at the end, where it has something to tell of the wait.
     """
     ends = time.monotonic() + deadline_s
     while True:
@@ -141,7 +142,7 @@ def await_value(what: str, ask: Callable[[], T | None], *, deadline_s: float) ->
         if answer is not None:
             return answer
         if time.monotonic() > ends:
-            raise DemoError(f"{what}: not so after {deadline_s:.0f} s.")
+            raise DemoError(f"{what if isinstance(what, str) else what()}: not so after {deadline_s:.0f} s.")
         time.sleep(_POLL_S)
 
 

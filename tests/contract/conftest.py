@@ -8,12 +8,13 @@ from pathlib import Path
 import pytest
 import yaml
 
+from dedicate_operator.manifests import build_deployment
 from dedicate_operator.parsing import parse_endpoint
 from dedicate_operator.settings import EndpointDefaults
+from dedicate_runtime.settings import parse_settings
 from dev.derived import CRD
 from dev.paths import REPOSITORY
-
-EXAMPLES = sorted((REPOSITORY / "examples").glob("*.yaml"))
+from tests.contract.resources import RESOURCES, build_resource
 
 
 class Document:
@@ -37,6 +38,13 @@ class Document:
     def blocks(self, language: str) -> list[str]:
         return re.findall(rf"^```{language}\n(.*?)^```$", self.text, re.DOTALL | re.MULTILINE)
 
+    def anchors(self) -> list[str]:
+        """The anchors of the headings, as the forges make them."""
+        headings = re.findall(
+            r"^#+ (.*)$", re.sub(r"^```.*?^```$", "", self.text, flags=re.DOTALL | re.MULTILINE), re.MULTILINE
+        )
+        return [re.sub(r"[^a-z0-9_ -]", "", heading.lower()).replace(" ", "-") for heading in headings]
+
     @staticmethod
     def _cells(line: str) -> list[str]:
         return [cell.strip().replace("\\|", "|") for cell in re.split(r"(?<!\\)\|", line)[1:-1]]
@@ -46,6 +54,11 @@ class Document:
 def document():
     """Read a document by its path in the repository."""
     return lambda path: Document(REPOSITORY / path)
+
+
+@pytest.fixture(scope="session")
+def contract(document):
+    return document("docs/contract.md")
 
 
 @pytest.fixture(scope="session")
@@ -99,22 +112,6 @@ def fill_in(schema, value):
     return value
 
 
-def build_resource(spec, name="seallm"):
-    """A custom resource as the API server stores it."""
-    return {
-        "apiVersion": "dedicate.dev/v1alpha1",
-        "kind": "DedicatedEndpoint",
-        "metadata": {"name": name, "namespace": "team", "uid": "0b5c", "generation": 1},
-        "spec": spec,
-    }
-
-
-def read_example(path):
-    """The endpoint of an example, which is the last of its objects, as the API server stores it."""
-    *_, example = yaml.safe_load_all(path.read_text())
-    return example | {"metadata": {"namespace": "team", "uid": "0b5c", "generation": 1} | example["metadata"]}
-
-
 @pytest.fixture(scope="session")
 def fill_defaults():
     return fill_in
@@ -126,63 +123,43 @@ def make_resource():
 
 
 @pytest.fixture(scope="session")
-def load_example():
-    return read_example
-
-
-@pytest.fixture(scope="session")
 def defaults():
     return EndpointDefaults(image="registry.example.com/dedicate-runtime:1")
 
 
-HUB = {"uri": "hf://SeaLLMs/SeaLLMs-v3-1.5B-Chat"}
-FULL_SPEC = {
-    "dedicate": "chat",
-    "suspend": False,
-    "replicas": 2,
-    "model": HUB
-    | {
-        "revision": "0e9e39f",
-        "servedName": "sea",
-        "dtype": "BFloat16",
-        "maxModelLength": 4096,
-        "remoteCode": "Allow",
-        "samplingDefaults": "Model",
-        "tokenSecretRef": {"name": "hub-token", "key": "token"},
-    },
-    "cache": {"persistentVolumeClaim": {"accessMode": "ReadWriteMany", "size": "10Gi"}},
-    "runtime": {"args": ["--max-num-seqs", "8"], "env": [{"name": "HTTPS_PROXY", "value": "http://proxy:3128"}]},
-    "accelerator": {"count": 1},
-    "startup": {"timeoutSeconds": 601},
-    "termination": {"preStopSeconds": 5, "drainSeconds": 60},
-    "auth": {
-        "mode": "APIKey",
-        "apiKeysSecretRef": {"name": "chat-keys"},
-        "limitsConfigMapRef": {"name": "chat-limits", "key": "chat.yaml"},
-    },
-}
-SPECS = {
-    "smallest": {"model": HUB},
-    "full": FULL_SPEC,
-    "claim": {"model": {"uri": "pvc://models/smollm", "servedName": "smollm"}, "accelerator": {"count": 0}},
-    "claim-root": {"model": {"uri": "pvc://models"}},
-    "no-auth": {"model": HUB, "auth": {"mode": "None"}},
-    "limits": {"model": HUB, "auth": {"mode": "APIKey", "limitsConfigMapRef": {"name": "team-limits"}}},
-    "no-pre-stop": {"model": HUB, "termination": {"preStopSeconds": 0, "drainSeconds": 0}},
-    "autoscaling": {"model": HUB, "autoscaling": {"maxReplicas": 4, "metric": {"targetValue": 8}}},
-    "image": {"model": {"uri": "oci://registry.example.com/llama:1"}},
-    "commit": {"model": HUB | {"revision": "0" * 40}},
-    "size-limit": {"model": HUB, "cache": {"emptyDir": {"sizeLimit": "20Gi"}}},
-    "existing-claim": {"model": HUB, "cache": {"existingClaim": {"name": "hub"}}},
-    **{f"dtype-{dtype}": {"model": HUB | {"dtype": dtype}} for dtype in ("Auto", "Float32", "BFloat16", "Float16")},
-}
+@pytest.fixture(scope="session")
+def parse_stored(crd_schema):
+    """Parse a resource as the operator meets it, defaults filled in."""
+    return lambda resource: parse_endpoint(fill_in(crd_schema, resource))
 
 
-@pytest.fixture(
-    params=[*SPECS, *EXAMPLES], ids=[*SPECS, *(f"example-{path.stem}" for path in EXAMPLES)], scope="session"
-)
-def endpoint(request, crd_schema):
-    """Each specification of the table above and each example, defaults filled in."""
-    is_example = isinstance(request.param, Path)
-    stored = read_example(request.param) if is_example else build_resource(SPECS[request.param])
-    return parse_endpoint(fill_in(crd_schema, stored))
+@pytest.fixture(params=RESOURCES, scope="session")
+def endpoint(request, parse_stored):
+    """Each resource of the table, those of a hub and the others."""
+    return parse_stored(RESOURCES[request.param])
+
+
+@pytest.fixture
+def pod(endpoint, defaults):
+    return build_deployment(endpoint, defaults)["spec"]["template"]["spec"]
+
+
+@pytest.fixture
+def container(pod):
+    (only,) = pod["containers"]
+    return only
+
+
+@pytest.fixture
+def mounts(container):
+    return {mount["mountPath"]: mount for mount in container["volumeMounts"]}
+
+
+@pytest.fixture
+def settings(container, tmp_path):
+    """The runtime's own reading of the operator's arguments; the folder of keys stands elsewhere than in a pod."""
+    keys = tmp_path / "keys"
+    keys.mkdir()
+    arguments = [str(keys) if argument == "/etc/dedicate/keys" else argument for argument in container["args"]]
+    environment = {item["name"]: item["value"] for item in container["env"] if "value" in item}
+    return parse_settings(arguments, environment)

@@ -173,16 +173,17 @@ class TestHygiene:
             if is_map:
                 assert "maxProperties" in schema, path
 
-    def test_every_rule_has_a_message_a_reason_and_a_field(self, crd_schema):
-        def rules(schema):
-            yield from schema.get("x-kubernetes-validations", [])
-            for inner in [*schema.get("properties", {}).values(), *filter(None, [schema.get("items")])]:
-                yield from rules(inner)
-
-        found = list(rules(crd_schema))
-        assert len(found) > 10
-        for rule in found:
-            assert rule["message"], rule["rule"]
+    def test_every_rule_names_its_field_in_the_message_and_has_a_reason(self, crd_schema, fields):
+        rules = [
+            (f"{path}{rule.get('fieldPath', '')}".removeprefix("."), rule)
+            for path, schema in [("", crd_schema), *fields.items()]
+            for rule in schema.get("x-kubernetes-validations", [])
+        ]
+        assert len(rules) > 10
+        for path, rule in rules:
+            assert path in fields, rule["rule"]
+            assert rule["message"].startswith(("spec.", "metadata.")), rule["rule"]
+            assert path.rpartition(".")[2] in rule["message"], rule["rule"]
             assert rule["reason"], rule["rule"]
 
     def test_printer_columns_point_at_fields(self, crd, fields):

@@ -11,20 +11,11 @@ from dev.derived import iterate_values
 from dev.paths import REPOSITORY
 
 VALUES = {path for path, _, _ in iterate_values((CHART / "values.yaml").read_text())}
-DOCUMENTS = [
-    "README.md",
-    "CONTRIBUTING.md",
-    "SECURITY.md",
-    "charts/dedicate/README.md",
-    "docs/user-guide.md",
-    "docs/runbook.md",
-    "docs/observability.md",
-    "docs/gitops.md",
-    "docs/images.md",
-    "docs/promises.md",
-]
-
-
+DOCUMENTS = sorted(
+    str(path.relative_to(REPOSITORY))
+    for pattern in ("*.md", "docs/**/*.md", "charts/**/*.md", "bench/**/*.md")
+    for path in REPOSITORY.glob(pattern)
+)
 LEASE_ROW = re.compile(r"^\| `coordination.k8s.io` \| `leases` \| `DEDICATE_LEASE_NAME` \| (.*?) \|", re.MULTILINE)
 
 
@@ -86,9 +77,13 @@ def test_python_in_documents_compiles(path, document):
 @pytest.mark.parametrize("path", DOCUMENTS)
 def test_links_lead_somewhere(path, document):
     folder = (REPOSITORY / path).parent
-    for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", document(path).text):
-        if "://" not in target:
-            assert (folder / target).exists(), target
+    for target, anchor in re.findall(r"\]\(([^)#\s]*)(?:#([^)]*))?\)", document(path).text):
+        if "://" in target:
+            continue
+        page = folder / target if target else REPOSITORY / path
+        assert page.exists(), target
+        if anchor and page.suffix == ".md":
+            assert anchor in document(page).anchors(), f"{target}#{anchor}"
 
 
 def iterate_reasons():

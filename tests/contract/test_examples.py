@@ -7,9 +7,7 @@ import yaml
 from dedicate_operator.parsing import parse_endpoint
 from dedicate_runtime.api.limits import Limits
 from dedicate_runtime.api.limits_file import parse_limits
-from dev.paths import REPOSITORY
-
-EXAMPLES = sorted((REPOSITORY / "examples").glob("*.yaml"))
+from tests.contract.resources import EXAMPLES, read_example
 
 
 def validate(text, schema):
@@ -76,18 +74,18 @@ def test_limits_are_what_the_runtime_takes(path, num_files, document):
         assert policy.by_client
 
 
-def test_the_operator_parses_it(example, load_example):
-    assert parse_endpoint(load_example(example)).key.name
+def test_the_operator_parses_it(example):
+    assert parse_endpoint(read_example(example)).key.name
 
 
-def test_endpoints_do_not_meet(load_example):
-    endpoints = [parse_endpoint(load_example(path)) for path in EXAMPLES]
+def test_endpoints_do_not_meet():
+    endpoints = [parse_endpoint(read_example(path)) for path in EXAMPLES]
     assert len({endpoint.key for endpoint in endpoints}) == len(EXAMPLES)
     assert len({endpoint.spec.dedicate for endpoint in endpoints}) == len(EXAMPLES)
 
 
-def test_the_schema_refuses_an_unknown_field(closed_schema, load_example):
-    resource = load_example(EXAMPLES[0])
+def test_the_schema_refuses_an_unknown_field(closed_schema):
+    resource = read_example(EXAMPLES[0])
     resource["spec"]["gpus"] = 1
     with pytest.raises(jsonschema.ValidationError, match="gpus"):
         jsonschema.Draft7Validator(closed_schema).validate(resource)

@@ -103,12 +103,6 @@ def test_nonsense_does_not_parse(prometheus):
         prometheus.parse("sum by (pod (x)")
 
 
-def anchors(text):
-    """The anchors of a page's headings, as the forges make them."""
-    headings = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
-    return [re.sub(r"[^a-z0-9_ -]", "", heading.lower()).replace(" ", "-") for heading in headings]
-
-
 @pytest.fixture(scope="module")
 def rendered():
     """The alerts as a release has them."""
@@ -124,7 +118,7 @@ def test_each_alert_says_what_to_do(name, rendered, document):
     assert labels["severity"] in {"critical", "warning"}
     page, anchor = annotations["runbook_url"].split("#")
     assert page == "https://github.com/dedicate-dev/dedicate/blob/main/docs/runbook.md"
-    assert anchors(document("docs/runbook.md").text).count(anchor) == 1
+    assert document("docs/runbook.md").anchors().count(anchor) == 1
 
 
 def test_the_runbook_has_no_section_of_an_alert_that_is_none(document):

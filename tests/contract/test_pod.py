@@ -4,43 +4,11 @@ import re
 
 import pytest
 
-from dedicate_operator.downloads import parse_progress
-from dedicate_operator.manifests import build_deployment, build_service
-from dedicate_operator.pins import build_pin
-from dedicate_operator.situation import DownloadProgress
+from dedicate_operator.manifests import build_service
 from dedicate_operator.spec import ClaimSource, HubSource
 from dedicate_operator.template import build_args
-from dedicate_runtime.download.options import parse_options
-from dedicate_runtime.download.page import PATH
-from dedicate_runtime.download.progress import Progress, Stage
 from dedicate_runtime.errors import StartError
 from dedicate_runtime.settings import AuthMode, failure_file_of, parse_settings
-
-
-@pytest.fixture
-def pod(endpoint, defaults):
-    return build_deployment(endpoint, defaults)["spec"]["template"]["spec"]
-
-
-@pytest.fixture
-def container(pod):
-    (only,) = pod["containers"]
-    return only
-
-
-@pytest.fixture
-def mounts(container):
-    return {mount["mountPath"]: mount for mount in container["volumeMounts"]}
-
-
-@pytest.fixture
-def settings(container, tmp_path):
-    """The runtime's own reading of the operator's arguments; the folder of keys stands elsewhere than in a pod."""
-    keys = tmp_path / "keys"
-    keys.mkdir()
-    arguments = [str(keys) if argument == "/etc/dedicate/keys" else argument for argument in container["args"]]
-    environment = {item["name"]: item["value"] for item in container["env"] if "value" in item}
-    return parse_settings(arguments, environment)
 
 
 def test_arguments_mean_what_the_specification_says(settings, endpoint):
@@ -67,76 +35,8 @@ def test_model_is_a_folder_wherever_it_comes_from(settings, endpoint):
     assert settings.revision is None
 
 
-@pytest.fixture
-def download(pod, endpoint):
-    """The container that downloads the model."""
-    found = pod.get("initContainers", [])
-    if not isinstance(endpoint.spec.model.source, HubSource):
-        assert found == []
-        pytest.skip("nothing is downloaded")
-    (only,) = found
-    return only
-
-
-def test_the_download_means_what_the_specification_says(download, endpoint):
-    assert download["command"] == ["python", "-m", "dedicate_runtime.download"]
-    options = parse_options(download["args"], {})
-    model = endpoint.spec.model
-    assert f"hf://{options.source.repository}" == model.source.uri
-    assert options.source.revision == model.source.revision
-    assert options.source.with_code == (model.remote_code == "Allow")
-    assert str(options.link) == "/models/current"
-    assert str(options.failure_file) == download["terminationMessagePath"]
-    assert [port["containerPort"] for port in download["ports"]] == [options.management_port]
-    if model.source.commit is None:
-        assert options.pin == endpoint.uid
-        assert str(options.pinned_commit_file) == "/etc/dedicate/model/commit"
-    else:
-        assert options.pin is None
-    limit = getattr(endpoint.spec.cache, "size_limit", None)
-    assert options.max_bytes == (20 * 2**30 if limit == "20Gi" else None)
-
-
-def test_the_download_writes_where_the_runtime_reads(download, container):
-    written = {mount["mountPath"]: mount for mount in download["volumeMounts"]}
-    read = {mount["mountPath"]: mount for mount in container["volumeMounts"]}
-    for path in ("/models", "/cache"):
-        assert written[path]["name"] == read[path]["name"]
-        assert not written[path].get("readOnly")
-        assert read[path]["readOnly"] is True
-    environment = {item["name"]: item.get("value") for item in download["env"]}
-    assert environment["HF_HOME"] == "/cache/huggingface"
-
-
-def test_the_download_is_as_confined_as_the_runtime_and_asks_for_no_device(download, container, endpoint):
-    for field in ("image", "securityContext", "terminationMessagePath", "terminationMessagePolicy"):
-        assert download[field] == container[field]
-    device = endpoint.spec.accelerator.resource_name
-    assert device not in download["resources"]["limits"]
-    for kind in ("requests", "limits"):
-        theirs = {name: amount for name, amount in container["resources"][kind].items() if name != device}
-        assert download["resources"][kind] == theirs
-
-
-def test_the_pin_is_mounted_if_it_is_there(download, pod, endpoint):
-    volumes = {volume["name"]: volume for volume in pod["volumes"]}
-    mounts = {mount["mountPath"]: mount for mount in download["volumeMounts"]}
-    if endpoint.spec.model.source.commit is not None:
-        assert "/etc/dedicate/model" not in mounts
-        return
-    config_map = volumes[mounts["/etc/dedicate/model"]["name"]]["configMap"]
-    assert config_map["optional"] is True
-    pin = build_pin(endpoint, endpoint.spec.model.source, "1" * 40)
-    assert config_map["name"] == pin["metadata"]["name"]
-    assert pin["data"]["commit"] == "1" * 40
-
-
-def test_exit_codes_and_stages_are_those_of_the_download():
-    assert {stage.value for stage in Stage} == {"resolving", "waiting", "downloading", "verifying"}
-    progress = Progress()
-    progress.enter(Stage.DOWNLOADING, total_bytes=9, downloaded_bytes=3)
-    assert parse_progress(progress.look().to_json()) == DownloadProgress("downloading", 3, 9)
-    assert PATH == "/progress"
+def test_nothing_is_downloaded_but_from_a_hub(pod, endpoint):
+    assert ("initContainers" in pod) == isinstance(endpoint.spec.model.source, HubSource)
 
 
 def test_the_authors_own_arguments_win(settings, endpoint):
@@ -171,7 +71,7 @@ def test_keys_are_mounted_where_the_runtime_looks(container, pod, mounts, endpoi
     assert mount["readOnly"] is True
     secret = volumes[mount["name"]]["secret"]
     assert secret["defaultMode"] == 0o440
-    assert secret["secretName"] == endpoint.spec.auth.api_keys_secret or f"{endpoint.key.name}-api-keys"
+    assert secret["secretName"] == (endpoint.spec.auth.api_keys_secret or f"{endpoint.key.name}-api-keys")
     assert container["args"][container["args"].index("--api-keys-dir") + 1] == "/etc/dedicate/keys"
 
 
@@ -195,14 +95,6 @@ def test_the_runtime_is_offline_and_has_no_token(container, mounts, endpoint):
     assert environment["HF_HUB_OFFLINE"]["value"] == "1"
     assert "HF_TOKEN" not in environment
     assert ("/cache" in mounts) == isinstance(endpoint.spec.model.source, HubSource)
-
-
-def test_the_download_has_the_token(download, endpoint):
-    environment = {item["name"]: item for item in download["env"]}
-    token = endpoint.spec.model.source.token_secret
-    assert ("HF_TOKEN" in environment) == (token is not None)
-    if token:
-        assert environment["HF_TOKEN"]["valueFrom"]["secretKeyRef"] == {"name": token, "key": "token"}
 
 
 def test_every_mount_has_a_volume_and_the_other_way_round(pod, container):
@@ -257,5 +149,5 @@ def test_the_pod_runs_as_the_images_user(pod):
 
 
 def test_an_option_of_the_operator_that_the_runtime_lacks_would_be_noticed(endpoint):
-    with pytest.raises(StartError):
+    with pytest.raises(StartError, match="--no-such-option"):
         parse_settings([*build_args(endpoint), "--no-such-option"], {})

@@ -3,7 +3,6 @@
 from prometheus_client import CollectorRegistry
 
 from dedicate_operator.health import HealthServer
-from dedicate_operator.manifests import build_deployment
 from dedicate_runtime.api.management import create_management_app
 from dev.chart import render
 
@@ -14,8 +13,7 @@ def asked(container):
     return {container[probe]["httpGet"]["path"] for probe in PROBES}
 
 
-def test_model_pods_ask_the_runtimes_management_port(endpoint, defaults):
-    (container,) = build_deployment(endpoint, defaults)["spec"]["template"]["spec"]["containers"]
+def test_model_pods_ask_the_runtimes_management_port(container):
     served = {route.path for route in create_management_app(None, CollectorRegistry()).routes}
     assert asked(container) == {"/startupz", "/readyz", "/healthz"} == served - {"/metrics"}
 

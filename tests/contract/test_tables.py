@@ -1,7 +1,6 @@
 """The tables of docs/contract.md are the code's own."""
 
-import argparse
-from enum import Enum
+from collections import Counter
 
 import pytest
 
@@ -19,15 +18,8 @@ from dedicate_operator.observed import Observed
 from dedicate_operator.placement import place_route
 from dedicate_operator.routes import ParentRef
 from dedicate_operator.settings import Settings as OperatorSettings
-from dedicate_runtime.download.options import build_parser
 from dedicate_runtime.errors import ExitCode
-from dedicate_runtime.settings import _build_parser
 from dev.chart import render
-
-
-@pytest.fixture(scope="module")
-def contract(document):
-    return document("docs/contract.md")
 
 
 @pytest.fixture(scope="module")
@@ -40,74 +32,21 @@ def strip(cell):
     return cell.strip("`")
 
 
-class TestRuntimeOptions:
-    @pytest.fixture
-    def options(self):
-        actions = _build_parser({})._actions
-        return {action.option_strings[-1]: action for action in actions if action.dest != "help"}
-
-    @pytest.fixture
-    def rows(self, contract):
-        return {strip(row["option"]): row for row in contract.table("Arguments of the runtime")}
-
-    def test_names(self, options, rows):
-        assert list(options) == list(rows)
-
-    def test_defaults(self, options, rows):
-        for name, row in rows.items():
-            action, told = options[name], row["default"]
-            if told == "required":
-                assert action.required, name
-            elif told == "off":
-                assert isinstance(action, argparse._StoreTrueAction), name
-                assert action.default is False, name
-            elif action.default is None:
-                # What is worked out from elsewhere is described in words.
-                assert told.split()[0] in {"none", "derived", "the", "sized"}, name
-            else:
-                assert strip(told) == str(action.default), name
-
-    def test_choices_are_all_told(self, options, rows):
-        for name, action in options.items():
-            for choice in getattr(action.type, "__closure__", None) or ():
-                kind = choice.cell_contents
-                if isinstance(kind, type) and issubclass(kind, Enum):
-                    for member in kind:
-                        assert f"`{member.value}`" in rows[name]["default"] + rows[name]["meaning"], name
-
-    def test_each_may_come_from_the_environment(self, rows):
-        for name in rows:
-            variable = f"DEDICATE_{name.removeprefix('--').replace('-', '_').upper()}"
-            assert variable.isidentifier()
+TABLES = [
+    "Arguments of the runtime",
+    "Arguments of the download",
+    "Ports, probes",
+    "Files and environment",
+    "Exit codes",
+    "Names and labels",
+    "The operator's environment",
+]
 
 
-class TestDownloadOptions:
-    @pytest.fixture
-    def options(self):
-        actions = build_parser({})._actions
-        return {action.option_strings[-1]: action for action in actions if action.dest != "help"}
-
-    @pytest.fixture
-    def rows(self, contract):
-        return {strip(row["option"]): row["default"] for row in contract.table("Arguments of the download")}
-
-    def test_names(self, options, rows):
-        assert list(options) == list(rows)
-
-    def test_defaults(self, options, rows):
-        for name, told in rows.items():
-            default = options[name].default
-            if default is None:
-                assert told in {"none", "the default branch", "required"}, name
-            else:
-                assert strip(told) == ("off" if default is False else default), name
-
-    def test_each_may_come_from_the_environment(self, options):
-        examples = {"--model": "hf://a/b", "--verify": "all", "--log-level": "debug"}
-        for name in options:
-            variable = f"DEDICATE_{name.removeprefix('--').replace('-', '_').upper()}"
-            found = build_parser({variable: examples.get(name, "1")}).parse_args([])
-            assert str(getattr(found, name.removeprefix("--").replace("-", "_"))) in {examples.get(name, "1"), "True"}
+@pytest.mark.parametrize("heading", TABLES)
+def test_no_row_stands_twice(heading, contract):
+    first = [next(iter(row.values())) for row in contract.table(heading)]
+    assert [cell for cell, count in Counter(first).items() if count > 1] == []
 
 
 class TestExitCodes:

@@ -110,13 +110,24 @@ class Endpoints:
                 seen.append(condition.get("reason"))
             return None
 
-        return await_value(f"{kind} of {name} is one of {sorted(reasons)}, saw {seen}", ask, deadline_s=deadline_s)
+        return await_value(
+            lambda: f"{kind} of {name} is one of {sorted(reasons)}, saw {seen}", ask, deadline_s=deadline_s
+        )
 
     def children(self, name):
         """Return `kind/name` of what carries the endpoint's label; a cache claim may be kept and is not counted."""
-        kinds = "deployments,replicasets,pods,services,endpointslices,ingresses,httproutes,secrets"
+        kinds = (
+            "deployments,replicasets,pods,services,endpointslices,ingresses,httproutes,secrets,configmaps,"
+            "networkpolicies,poddisruptionbudgets,horizontalpodautoscalers"
+        )
         items = self.kube.items(kinds, self.namespace, f"dedicate.dev/endpoint={name}")
         return sorted(f"{item['kind']}/{item['metadata']['name']}" for item in items)
+
+    def await_pass(self):
+        """Return once the leader has gone through all that there is: an endpoint that is new comes after it."""
+        self.apply("marker", suspend=True, route={"type": "None"})
+        self.await_condition("marker", "Ready", {"Suspended"})
+        self.delete("marker")
 
     def delete(self, name):
         self.kube.kubectl("delete", "de", name, f"--namespace={self.namespace}", "--ignore-not-found", timeout_s=GONE_S)

@@ -34,17 +34,21 @@ def metrics_api(kube, node_cluster):
     address = node_cluster.plan.host_address
     with serve_pod_metrics(address, lambda namespace, selector: kube.items("pods", namespace, selector)) as port:
         registration = build_registration(address, port)
+        *_, service = registration
         kube.apply(*registration)
 
         def is_available():
-            (found,) = [kube.get("apiservice", item["metadata"]["name"], "") for item in registration[-1:]]
-            conditions = (found or {}).get("status", {}).get("conditions", [])
+            found = kube.get("apiservice", service["metadata"]["name"], "") or {}
+            conditions = found.get("status", {}).get("conditions", [])
             return any(item["type"] == "Available" and item["status"] == "True" for item in conditions) or None
 
-        await_value("the metrics API is served", is_available, deadline_s=60)
-        yield
-        for item in registration:
-            kube.kubectl("delete", item["kind"], item["metadata"]["name"], "--namespace=kube-system")
+        try:
+            await_value("the metrics API is served", is_available, deadline_s=60)
+            yield
+        finally:
+            # An API that nobody serves would keep namespaces from going.
+            for item in registration:
+                kube.kubectl("delete", item["kind"], item["metadata"]["name"], "--namespace=kube-system")
 
 
 @pytest.fixture

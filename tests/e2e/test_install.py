@@ -65,7 +65,7 @@ def test_a_bad_endpoint_is_refused_with_the_field_named(endpoints, spec, named):
     assert endpoints.get("refused") is None
 
 
-def test_promise_05_an_upgrade_of_the_operator_rolls_no_model(kube, release, values, shared):
+def test_promise_05_an_upgrade_of_the_operator_rolls_no_model(kube, release, values, endpoints, shared):
     def model_pods():
         pods = kube.items("pods", "e2e", "dedicate.dev/endpoint=shared")
         return sorted(pod["metadata"]["uid"] for pod in pods)
@@ -77,6 +77,7 @@ def test_promise_05_an_upgrade_of_the_operator_rolls_no_model(kube, release, val
     changed = copy.deepcopy(values) | {"logging": {"level": "debug"}}
     kube.install_chart(release, objects.OPERATOR_NAMESPACE, changed)
     await_value("the old pods have gone", lambda: not operator_pods() & operators or None, deadline_s=GONE_S)
+    endpoints.await_pass()
     assert model_pods() == models
 
 
@@ -94,3 +95,4 @@ def test_helm_test_asks_the_endpoint_for_a_completion(kube, release, values, sha
     kube.install_chart(release, objects.OPERATOR_NAMESPACE, asking)
     said = kube.helm("test", release, f"--namespace={objects.OPERATOR_NAMESPACE}", "--logs", timeout_s=330)
     assert "Phase:          Succeeded" in said
+    assert "completed:" in said

@@ -17,6 +17,7 @@ import pytest
 from dev.chart import CHART
 from dev.demo import objects
 from dev.demo.kube import await_value
+from tests.e2e.pods import is_ready
 from tests.other_version import MISSING_FIELD, make_other_version, push_other_operator
 
 NAMESPACE = "released"
@@ -114,11 +115,6 @@ class Release:
         await_value("one of the operator's pods leads", ask, deadline_s=STEP_S)
 
 
-def is_ready(pod):
-    conditions = {condition["type"]: condition["status"] for condition in pod["status"].get("conditions", [])}
-    return conditions.get("Ready") == "True" and "deletionTimestamp" not in pod["metadata"]
-
-
 @pytest.fixture(scope="module")
 def handled(kube, values, release, node_cluster, tmp_path_factory):
     """The release, ready to be changed; put back at the end, over all namespaces."""
@@ -155,13 +151,6 @@ def is_definition_new(kube):
     return MISSING_FIELD in version["schema"]["openAPIV3Schema"]["properties"]["spec"]["properties"]
 
 
-def await_work(endpoints):
-    """Return once the leader has gone through all that there is: an endpoint that is new comes after it."""
-    endpoints.apply("marker", suspend=True, route={"type": "None"})
-    endpoints.await_condition("marker", "Ready", {"Suspended"})
-    endpoints.delete("marker")
-
-
 def digest_of(values):
     return values["operator"]["image"]["digest"]
 
@@ -178,7 +167,7 @@ def test_an_upgrade_brings_the_definition_up_and_touches_no_model(handled, survi
         handled.await_images(digest_of(handled.old_values), digest_of(handled.values))
         handled.await_leader()
         handled.await_images(digest_of(handled.values))
-        await_work(endpoints)
+        endpoints.await_pass()
     assert is_definition_new(kube)
     assert identity(endpoints) == before
     assert endpoints.await_condition("survivor", "Ready", {"Serving"})["status"] == "True"
@@ -194,11 +183,11 @@ def test_a_rollback_returns_to_the_older_version_and_touches_no_model(handled, s
     with Client(served):
         kube.helm("rollback", handled.name, str(revision), f"--namespace={handled.namespace}")
         handled.await_images(digest_of(handled.old_values))
-        await_work(endpoints)
+        endpoints.await_pass()
         # The definition goes back with the chart.
         assert not is_definition_new(kube)
         handled.install_new()
-        await_work(endpoints)
+        endpoints.await_pass()
     assert is_definition_new(kube)
     assert identity(endpoints) == before
     assert endpoints.await_condition("survivor", "Ready", {"Serving"})["status"] == "True"
@@ -221,5 +210,5 @@ def test_an_uninstall_leaves_the_endpoints_serving_and_deletable(handled, surviv
         # No operator is needed to delete, and an endpoint that is there is taken up again.
         endpoints.delete("passing")
         handled.install_new()
-        await_work(endpoints)
+        endpoints.await_pass()
     assert identity(endpoints) == before

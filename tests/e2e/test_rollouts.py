@@ -17,6 +17,7 @@ import pytest
 from dev.demo.errors import DemoError
 from dev.demo.kube import await_value, is_rolled_out
 from tests.e2e.load import Caller, Load
+from tests.e2e.pods import is_ready
 
 NAMESPACE = "e2e"
 NAME = "rolling"
@@ -59,11 +60,6 @@ def live_pods(kube):
     """Return the pods that are not on their way out, by name."""
     pods = kube.items("pods", NAMESPACE, SELECTOR)
     return {pod["metadata"]["name"]: pod for pod in pods if "deletionTimestamp" not in pod["metadata"]}
-
-
-def is_ready(pod):
-    conditions = pod.get("status", {}).get("conditions", [])
-    return any(item["type"] == "Ready" and item["status"] == "True" for item in conditions)
 
 
 def await_rolled(kube, old):

@@ -128,7 +128,7 @@ def await_status(door, url, status, headers=None):
             seen.append(str(error))
         return True if seen[-1] == status else None
 
-    await_value(f"{url} answers {status}, saw {seen[-5:]}", ask, deadline_s=30)
+    await_value(lambda: f"{url} answers {status}, saw {seen[-5:]}", ask, deadline_s=30)
 
 
 def complete(door, routed, url):
@@ -178,9 +178,7 @@ def test_path_is_matched_by_segment_and_arrives_as_it_was_sent(door, routed, gat
     # What a path below ours leads to is the runtime's to say: its envelope names the path as the client sent it.
     answer = door.request("GET", f"{base}/routed/v1/nothing", headers=routed.headers)
     assert answer.status_code == 404
-    assert answer.json()["error"]["message"]
-    log = routed.kube.kubectl("logs", "--namespace=e2e", "deployment/routed", "--tail=40")
-    assert '"path":"/routed/v1/models"' in log.replace(" ", "")
+    assert "GET /routed/v1/nothing." in answer.json()["error"]["message"]
 
 
 def test_host_may_be_shared_and_another_host_is_another_place(door, routed, shared, node_cluster):
