@@ -85,19 +85,22 @@ ENDPOINT_ROWS = (
             ),
             Panel(
                 "Tokens",
-                "Into the engine, found or computed, and out of it.",
+                "A second, into the engine, found or computed, and out of it.",
                 "none",
                 (
-                    Query(build_rate("dedicate_engine_prompt_tokens_total", _ENDPOINT, "dedicate_endpoint"), "prompt"),
+                    Query(
+                        build_rate("dedicate_engine_prompt_tokens_total", _ENDPOINT, "dedicate_endpoint"),
+                        "prompt {{dedicate_endpoint}}",
+                    ),
                     Query(
                         build_rate("dedicate_engine_generation_tokens_total", _ENDPOINT, "dedicate_endpoint"),
-                        "generated",
+                        "generated {{dedicate_endpoint}}",
                     ),
                 ),
             ),
             Panel(
                 "Tokens by client",
-                "Generated for each key.",
+                "Generated for each key, a second.",
                 "none",
                 one(build_rate("dedicate_completion_tokens_total", _ENDPOINT, "key_id"), "{{key_id}}"),
             ),

@@ -18,7 +18,7 @@ NetworkPolicyDefault = Literal["Restricted", "None"]
 
 _DNS_LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 _DNS_NAME = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?")
-_URL = re.compile(r"https?://[A-Za-z0-9.-]+(:[0-9]{1,5})?(/[A-Za-z0-9._~/-]*)?")
+_URL = re.compile(r"https?://[A-Za-z0-9.-]{1,253}(:[0-9]{1,5})?(/[A-Za-z0-9._~/-]{0,255})?")
 _IMAGE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/@-]{0,511}")
 _PEER_FIELDS = frozenset({"namespaceSelector", "podSelector", "ipBlock"})
 _EGRESS_FIELDS = frozenset({"ports", "to"})
@@ -39,9 +39,6 @@ class NetworkPolicyDefaults:
     allow_from: tuple[dict[str, Any], ...] = ()
     management_from: tuple[dict[str, Any], ...] = ()
     extra_egress: tuple[dict[str, Any], ...] = ()
-
-
-_URL = re.compile(r"https?://[A-Za-z0-9.:-]{1,255}(/[A-Za-z0-9._~/-]{0,255})?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +100,7 @@ class Settings:
                     reader.optional("DEDICATE_ROUTE_EXTERNAL_SCHEME", re.compile("http|https"), "http or https"),
                 ),
                 route_external_port=reader.port("DEDICATE_ROUTE_EXTERNAL_PORT"),
-                prometheus_url=reader.optional("DEDICATE_PROMETHEUS_URL", _URL, "a URL"),
+                prometheus_url=reader.optional("DEDICATE_PROMETHEUS_URL", _URL, "a URL such as http://prometheus:9090"),
                 network_policy=_read_network_policy(reader),
                 route_external_tls_port=reader.port("DEDICATE_ROUTE_EXTERNAL_TLS_PORT"),
                 hub_endpoint=reader.optional("DEDICATE_HUB_ENDPOINT", _URL, "a URL such as https://hub.example.com"),

@@ -3,6 +3,7 @@
 Needs the standard library only. Ends with 0, or with 1 and a sentence that says what is missing.
 """
 
+import http.client
 import json
 import os
 import ssl
@@ -16,7 +17,7 @@ TIMEOUT_S = 60
 
 
 def fetch(url, *, bearer=None, body=None, context=None):
-    """Return the JSON that `url` answers with; end the test where it answers with an error or not at all."""
+    """Return the JSON that `url` answers with; end the test where it answers otherwise or not at all."""
     request = urllib.request.Request(url, data=None if body is None else json.dumps(body).encode())
     request.add_header("Content-Type", "application/json")
     if bearer:
@@ -26,8 +27,10 @@ def fetch(url, *, bearer=None, body=None, context=None):
             return json.load(answer)
     except urllib.error.HTTPError as error:
         sys.exit(f"FAILED: {url} answered {error.code}: {error.read(512).decode(errors='replace')}")
-    except OSError as error:
+    except (OSError, http.client.HTTPException) as error:
         sys.exit(f"FAILED: {url} did not answer: {error}")
+    except ValueError as error:
+        sys.exit(f"FAILED: {url} answered something else than JSON: {error}")
 
 
 def check_operator():
@@ -54,12 +57,16 @@ def check_endpoint(base_url):
     """An endpoint completes a prompt under the name that it reports."""
     path = os.environ.get("ENDPOINT_KEY_FILE")
     key = Path(path).read_text().strip() if path else None
-    model = fetch(f"{base_url}/models", bearer=key)["data"][0]["id"]
-    body = {"model": model, "prompt": "The capital of France is", "max_tokens": 8, "temperature": 0}
-    choice = fetch(f"{base_url}/completions", bearer=key, body=body)["choices"][0]
-    if choice["finish_reason"] not in {"stop", "length"}:
-        sys.exit(f"FAILED: the completion ended with {choice['finish_reason']!r}")
-    print(f"ok: {model} completed: {choice['text']!r}")
+    try:
+        model = fetch(f"{base_url}/models", bearer=key)["data"][0]["id"]
+        body = {"model": model, "prompt": "The capital of France is", "max_tokens": 8, "temperature": 0}
+        choice = fetch(f"{base_url}/completions", bearer=key, body=body)["choices"][0]
+        reason, text = choice["finish_reason"], choice["text"]
+    except (LookupError, TypeError) as error:
+        sys.exit(f"FAILED: {base_url} does not answer as OpenAI's API does: {error!r}")
+    if reason not in {"stop", "length"}:
+        sys.exit(f"FAILED: the completion ended with {reason!r}")
+    print(f"ok: {model} completed: {text!r}")
 
 
 check_operator()

@@ -29,15 +29,15 @@
 
 {{/* What selects the operator's pod; never changes, because a Deployment's selector may not. */}}
 {{- define "dedicate.selectorLabels" -}}
-app.kubernetes.io/name: {{ include "dedicate.name" . }}
-app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/name: {{ include "dedicate.name" . | quote }}
+app.kubernetes.io/instance: {{ .Release.Name | quote }}
 app.kubernetes.io/component: operator
 {{- end -}}
 
 {{/* Labels of every object, by component: (dict "root" $ "component" "operator"). */}}
 {{- define "dedicate.labels" -}}
-app.kubernetes.io/name: {{ include "dedicate.name" .root }}
-app.kubernetes.io/instance: {{ .root.Release.Name }}
+app.kubernetes.io/name: {{ include "dedicate.name" .root | quote }}
+app.kubernetes.io/instance: {{ .root.Release.Name | quote }}
 app.kubernetes.io/component: {{ .component }}
 app.kubernetes.io/part-of: dedicate
 app.kubernetes.io/version: {{ .root.Chart.AppVersion | quote }}
@@ -212,7 +212,7 @@ seccompProfile:
 {{- define "dedicate.peer" -}}
 namespaceSelector:
   matchLabels:
-    kubernetes.io/metadata.name: {{ .Release.Namespace }}
+    kubernetes.io/metadata.name: {{ .Release.Namespace | quote }}
 podSelector:
   matchLabels:
     {{- include "dedicate.selectorLabels" . | nindent 4 }}

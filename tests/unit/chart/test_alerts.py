@@ -96,8 +96,12 @@ CASES = {
             'endpoint_namespace="team", endpoint_name="chat", reason="Starting"}': "0x10 _x50",
             'dedicate_operator_endpoint_ready{namespace="dedicate-system", pod="a", '
             'endpoint_namespace="team", endpoint_name="chat", reason="CrashLoop"}': "_x10 0x50",
+            'dedicate_operator_endpoint_ready{namespace="dedicate-system", pod="b", '
+            'endpoint_namespace="team", endpoint_name="chat", reason="Starting"}': "0x11 _x49",
+            'dedicate_operator_endpoint_ready{namespace="dedicate-system", pod="b", '
+            'endpoint_namespace="team", endpoint_name="chat", reason="CrashLoop"}': "_x11 0x49",
         },
-        31,
+        46,
         {"endpoint_namespace": "team", "endpoint_name": "chat"},
         [
             {

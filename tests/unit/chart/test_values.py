@@ -10,9 +10,12 @@ from tests.unit.chart.rendered import container, deployment, merge, nest, of_kin
 
 DEFAULTS = {path: default for path, default, _ in iterate_values((CHART / "values.yaml").read_text())}
 SWITCHES = [path for path, default in DEFAULTS.items() if isinstance(default, bool)]
-# Refused: there would be nothing to scrape.
-CONTRADICTION = ("metrics.enabled", "metrics.serviceMonitor.enabled")
-PAIRS = [pair for pair in itertools.combinations(SWITCHES, 2) if pair != CONTRADICTION]
+# Refused: there would be nothing to scrape, and an alert that nothing is.
+CONTRADICTIONS = [
+    ("metrics.enabled", "metrics.serviceMonitor.enabled"),
+    ("metrics.enabled", "metrics.prometheusRule.enabled"),
+]
+PAIRS = [pair for pair in itertools.combinations(SWITCHES, 2) if pair not in CONTRADICTIONS]
 DIGEST = f"sha256:{'0123456789abcdef' * 4}"
 
 
@@ -50,7 +53,7 @@ def test_the_operator_reaches_models_in_the_watched_namespaces_only():
 
 @pytest.mark.parametrize("path", SWITCHES)
 def test_each_switch_flipped(path):
-    """Objects come and go, and what is left refers to nothing that is gone."""
+    """The objects that it is about come or go, and no others."""
     flipped = render(nest(path, not DEFAULTS[path]))
     added = {
         "metrics.serviceMonitor.enabled": ["ServiceMonitor"],
@@ -123,7 +126,7 @@ def test_pod_values_are_honoured():
             "priorityClassName": "system-cluster-critical",
             "podAnnotations": {"note": "1"},
             "podLabels": {"team": "ml", "app.kubernetes.io/name": "mine"},
-            "extraEnv": [{"name": "HTTPS_PROXY", "value": "http://proxy:3128"}],
+            "extraEnv": [{"name": "PYTHONFAULTHANDLER", "value": "1"}],
             "resources": {"limits": {"memory": "1Gi", "cpu": None}},
             "terminationGracePeriodSeconds": 7,
             "revisionHistoryLimit": 2,
@@ -142,11 +145,27 @@ def test_pod_values_are_honoured():
     assert metadata["annotations"] == {"note": "1"}
     assert metadata["labels"]["team"] == "ml"
     assert metadata["labels"]["app.kubernetes.io/name"] == "dedicate"
-    assert pod["containers"][0]["env"][-1] == {"name": "HTTPS_PROXY", "value": "http://proxy:3128"}
+    assert pod["containers"][0]["env"][-1] == {"name": "PYTHONFAULTHANDLER", "value": "1"}
     assert pod["containers"][0]["resources"]["limits"] == {"memory": "1Gi", "ephemeral-storage": "256Mi"}
     assert [port["containerPort"] for port in pod["containers"][0]["ports"]] == [8181, 8282]
     assert pod["terminationGracePeriodSeconds"] == 7
     assert spec["revisionHistoryLimit"] == 2
+
+
+def test_a_spread_with_a_selector_of_its_own_keeps_it():
+    spread = {"maxSkew": 1, "topologyKey": "rack", "whenUnsatisfiable": "DoNotSchedule"}
+    selector = {"labelSelector": {"matchExpressions": [{"key": "team", "operator": "Exists"}]}}
+    constraints = [spread | selector, spread]
+    first, second = pod_spec({"topologySpreadConstraints": constraints})["topologySpreadConstraints"]
+    assert first == constraints[0]
+    assert second == spread | {"labelSelector": deployment()["spec"]["selector"]}
+
+
+def test_ports_that_are_the_same_are_refused():
+    ports = {"ports": {"liveness": 8081, "metrics": 8081}}
+    with pytest.raises(ChartError, match=r"ports\.liveness and ports\.metrics must differ"):
+        render(ports)
+    assert container(ports | {"metrics": {"enabled": False}})["ports"][0]["containerPort"] == 8081
 
 
 def test_ids_may_be_left_to_the_platform():
@@ -164,6 +183,24 @@ def test_ids_may_be_left_to_the_platform():
 )
 def test_names(values, name):
     assert deployment(values)["metadata"]["name"] == name
+
+
+def test_a_namespace_that_reads_as_a_number_stays_a_name():
+    """So does the chart's name where it stands as a label."""
+    values = {"nameOverride": "7", "watch": {"namespaces": ["42"]}, "metrics": {"serviceMonitor": {"enabled": True}}}
+    objects = render(values, namespace="123")
+    namespaces = {item["metadata"].get("namespace", "123") for item in objects}
+    assert namespaces == {"123", "42"}
+    assert {item["metadata"]["labels"]["app.kubernetes.io/name"] for item in objects} == {"7"}
+    assert of_kind(objects, "ServiceMonitor")["spec"]["namespaceSelector"] == {"matchNames": ["123"]}
+    subjects = [subject for item in objects for subject in item.get("subjects", [])]
+    assert {subject["namespace"] for subject in subjects} == {"123"}
+    (variable,) = (
+        variable
+        for variable in of_kind(objects, "Pod", "-test")["spec"]["containers"][0]["env"]
+        if variable["name"] == "OPERATOR_NAMESPACE"
+    )
+    assert variable["value"] == "123"
 
 
 def test_long_names_fit():

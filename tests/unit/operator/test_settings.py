@@ -28,6 +28,8 @@ def test_every_variable():
             "DEDICATE_ROUTE_PARENT_REFS": '[{"name": "public", "namespace": "infra"}, {"name": "own", "port": 8443}]',
             "DEDICATE_ROUTE_EXTERNAL_SCHEME": "https",
             "DEDICATE_ROUTE_EXTERNAL_PORT": "8080",
+            "DEDICATE_PROMETHEUS_URL": "http://prometheus.monitoring:9090",
+            "DEDICATE_HUB_ENDPOINT": "https://hub.example.com/mirror",
             "DEDICATE_NETWORK_POLICY_MODE": "None",
             "DEDICATE_NETWORK_POLICY_ALLOW_FROM": '[{"podSelector": {}}]',
             "DEDICATE_NETWORK_POLICY_MANAGEMENT_FROM": '[{"namespaceSelector": {}, "podSelector": {}}]',
@@ -49,6 +51,8 @@ def test_every_variable():
     assert settings.defaults.route_parent_refs == (ParentRef("public", "infra"), ParentRef("own", port=8443))
     assert settings.defaults.route_external_scheme == "https"
     assert settings.defaults.route_external_port == 8080
+    assert settings.defaults.prometheus_url == "http://prometheus.monitoring:9090"
+    assert settings.defaults.hub_endpoint == "https://hub.example.com/mirror"
     assert settings.defaults.network_policy == NetworkPolicyDefaults(
         mode="None",
         allow_from=({"podSelector": {}},),
@@ -106,6 +110,8 @@ def test_empty_means_absent():
         ("DEDICATE_NETWORK_POLICY_ALLOW_FROM", "[{}]"),
         ("DEDICATE_NETWORK_POLICY_MANAGEMENT_FROM", '[{"namespace": "team"}]'),
         ("DEDICATE_NETWORK_POLICY_EXTRA_EGRESS", '[{"from": []}]'),
+        ("DEDICATE_PROMETHEUS_URL", "http://prometheus:port"),
+        ("DEDICATE_HUB_ENDPOINT", "hub.example.com"),
         ("DEDICATE_LOG_FORMAT", "xml"),
         ("DEDICATE_LOG_LEVEL", "loud"),
         ("DEDICATE_LIVENESS_PORT", "eighty"),
