@@ -28,6 +28,8 @@ def test_every_variable():
             "DEDICATE_ROUTE_PARENT_REFS": '[{"name": "public", "namespace": "infra"}, {"name": "own", "port": 8443}]',
             "DEDICATE_ROUTE_EXTERNAL_SCHEME": "https",
             "DEDICATE_ROUTE_EXTERNAL_PORT": "8080",
+            "DEDICATE_PROMETHEUS_URL": "http://prometheus:9090",
+            "DEDICATE_HUB_ENDPOINT": "https://hub.example.com",
             "DEDICATE_NETWORK_POLICY_MODE": "None",
             "DEDICATE_NETWORK_POLICY_ALLOW_FROM": '[{"podSelector": {}}]',
             "DEDICATE_NETWORK_POLICY_MANAGEMENT_FROM": '[{"namespaceSelector": {}, "podSelector": {}}]',
@@ -49,6 +51,8 @@ def test_every_variable():
     assert settings.defaults.route_parent_refs == (ParentRef("public", "infra"), ParentRef("own", port=8443))
     assert settings.defaults.route_external_scheme == "https"
     assert settings.defaults.route_external_port == 8080
+    assert settings.defaults.prometheus_url == "http://prometheus:9090"
+    assert settings.defaults.hub_endpoint == "https://hub.example.com"
     assert settings.defaults.network_policy == NetworkPolicyDefaults(
         mode="None",
         allow_from=({"podSelector": {}},),
@@ -71,6 +75,8 @@ def test_empty_means_absent():
         "ROUTE_EXTERNAL_PORT",
         "ROUTE_EXTERNAL_TLS_PORT",
         "WATCH_NAMESPACES",
+        "PROMETHEUS_URL",
+        "HUB_ENDPOINT",
         "LEASE_NAME",
         "LEASE_NAMESPACE",
         "METRICS_PORT",
@@ -99,6 +105,8 @@ def test_empty_means_absent():
         ("DEDICATE_ROUTE_EXTERNAL_PORT", "0"),
         ("DEDICATE_ROUTE_EXTERNAL_PORT", "65536"),
         ("DEDICATE_ROUTE_EXTERNAL_PORT", "²"),
+        ("DEDICATE_PROMETHEUS_URL", "prometheus:9090"),
+        ("DEDICATE_HUB_ENDPOINT", "ftp://hub"),
         ("DEDICATE_NETWORK_POLICY_MODE", "Open"),
         ("DEDICATE_NETWORK_POLICY_ALLOW_FROM", "[{]"),
         ("DEDICATE_NETWORK_POLICY_ALLOW_FROM", "{}"),
