@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -56,6 +57,13 @@ class Fields:
         value = self.values.get(name)
         if value is not None and not isinstance(value, str):
             raise self.error(name, "must be a string")
+        return value
+
+    def optional_match(self, name: str, pattern: re.Pattern[str], what: str) -> str | None:
+        """Return the text `name`, which is to match the whole pattern; `what` says of what kind it is to be."""
+        value = self.optional_text(name)
+        if value is not None and not pattern.fullmatch(value):
+            raise self.error(name, f"must be {what}, not {value!r}")
         return value
 
     def texts(self, name: str) -> tuple[str, ...]:

@@ -7,7 +7,6 @@ and the way there. Pure.
 from __future__ import annotations
 
 import copy
-import re
 from typing import Any
 
 from dedicate_operator import names
@@ -27,7 +26,6 @@ from dedicate_operator.spec import (
 Manifest = dict[str, Any]
 
 _UNITS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
-_QUANTITY = re.compile(r"(?P<number>[0-9]+)(?P<unit>[kMGT]i?|Ki)?")
 
 
 def model_folder(source: Source) -> str:
@@ -144,7 +142,5 @@ def _build_hub_env(source: HubSource, defaults: EndpointDefaults) -> dict[str, M
 
 
 def _count_bytes(quantity: str) -> int:
-    match = _QUANTITY.fullmatch(quantity)
-    if match is None:
-        raise ValueError(f"{quantity!r} is no quantity of bytes")
-    return int(match["number"]) * _UNITS[match["unit"] or ""]
+    number = quantity.rstrip("kKMGTi")
+    return int(number) * _UNITS[quantity[len(number) :]]

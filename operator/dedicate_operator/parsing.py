@@ -56,6 +56,8 @@ _HUB_URI = re.compile(r"hf://(?P<repository>[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-
 _CLAIM_URI = re.compile(
     r"pvc://(?P<claim>[a-z0-9]([-a-z0-9.]*[a-z0-9])?)/?(?P<path>[A-Za-z0-9_][A-Za-z0-9._-]*(/[A-Za-z0-9_][A-Za-z0-9._-]*)*)?"
 )
+_CACHE_SIZE = re.compile(r"[1-9][0-9]*(k|Ki|M|Mi|G|Gi|T|Ti)?")
+_BODY_SIZE = re.compile(r"[1-9][0-9]*(Ki|Mi|Gi)")
 _IMAGE_URI = re.compile(r"oci://(?P<reference>[A-Za-z0-9][A-Za-z0-9._:/@-]*)")
 
 
@@ -163,7 +165,8 @@ def _parse_source(model: Fields) -> Source:
 def _parse_cache(cache: Fields) -> Cache:
     kinds = [name for name in ("emptyDir", "persistentVolumeClaim", "existingClaim") if cache.has(name)]
     if kinds == ["emptyDir"]:
-        return EmptyDirCache(size_limit=cache.child("emptyDir").optional_text("sizeLimit"))
+        limit = cache.child("emptyDir").optional_match("sizeLimit", _CACHE_SIZE, "a quantity such as 100Gi")
+        return EmptyDirCache(size_limit=limit)
     if kinds == ["existingClaim"]:
         return ExistingClaimCache(name=cache.child("existingClaim").text("name"))
     if kinds == ["persistentVolumeClaim"]:
@@ -245,7 +248,7 @@ def _parse_route(route: Fields) -> Route:
         is_tls=tls is not None,
         tls_secret=tls.optional_text("secretName") if tls else None,
         request_timeout_s=route.optional_integer("requestTimeoutSeconds"),
-        max_body_size=route.optional_text("maxBodySize"),
+        max_body_size=route.optional_match("maxBodySize", _BODY_SIZE, "a size such as 32Mi"),
     )
 
 

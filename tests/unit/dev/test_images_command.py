@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -32,6 +33,21 @@ def test_a_program_that_is_missing_is_said_to_be(tmp_path: Path) -> None:
 
 
 def test_a_command_that_does_not_end_is_ended_with_all_its_children(tmp_path: Path) -> None:
-    child = "import subprocess, sys; subprocess.run([sys.executable, '-c', 'import time; time.sleep(600)'])"
+    pids: list[str] = []
+    # The child holds no end of the pipe that would be waited for.
+    command = ["sh", "-c", "sleep 600 >/dev/null 2>&1 & echo $!; wait"]
     with pytest.raises(ImageError, match="had not ended"):
-        run_logged([sys.executable, "-c", child], tmp_path / "log", timeout_s=0.5)
+        run_logged(command, tmp_path / "log", timeout_s=1, on_line=pids.append)
+    (pid,) = pids
+    deadline = time.monotonic() + 30
+    while _is_running(int(pid)) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert not _is_running(int(pid))
+
+
+def _is_running(pid: int) -> bool:
+    """Tell whether there is such a process; one that nobody has collected yet has ended."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in {"Z", "X"}
+    except (FileNotFoundError, ProcessLookupError):
+        return False

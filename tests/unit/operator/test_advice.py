@@ -15,9 +15,11 @@ HUB = {"uri": "hf://org/name"}
 GATED = {"model": HUB | {"tokenSecretRef": {"name": "hub"}}, "auth": {"apiKeysSecretRef": {"name": "keys"}}}
 CLAIM = {"model": {"uri": "pvc://models/chat"}}
 CACHED = {"model": HUB, "cache": {"existingClaim": {"name": "shared"}}}
+OWNED = {"model": HUB, "cache": {"persistentVolumeClaim": {"size": "100Gi"}}}
+SIZED = {"model": HUB, "cache": {"emptyDir": {"sizeLimit": "20Gi"}}}
 LIMITED = {"model": HUB, "auth": {"limitsConfigMapRef": {"name": "limits"}}}
 # What each reason is advised in, beside the plainest endpoint.
-SPECS = [{"model": HUB}, GATED, CLAIM, CACHED, LIMITED, {"model": HUB, "runtime": {"image": "a/b"}}]
+SPECS = [{"model": HUB}, GATED, CLAIM, CACHED, OWNED, SIZED, LIMITED, {"model": HUB, "runtime": {"image": "a/b"}}]
 MESSAGES = [
     "1 Insufficient nvidia.com/gpu",
     "1 node(s) had untolerated taint {a: b}",
@@ -49,6 +51,14 @@ def endpoint(spec):
         (SPECS[-1], "ImagePull", "not found", "spec.runtime.image"),
         ({"model": HUB}, "GatedRepo", "401", "spec.model.tokenSecretRef"),
         (GATED, "GatedRepo", "401", "Secret hub"),
+        ({"model": HUB}, "Unauthorized", "401", "spec.model.tokenSecretRef"),
+        (GATED, "Unauthorized", "401", "Secret hub"),
+        ({"model": HUB}, "DiskFull", "no room", "a claim in spec.cache"),
+        (OWNED, "DiskFull", "no room", "spec.cache.persistentVolumeClaim.size"),
+        (CACHED, "DiskFull", "no room", "claim shared"),
+        (SIZED, "DiskFull", "no room", "spec.cache.emptyDir.sizeLimit (now 20Gi)"),
+        (CLAIM, "ModelCorrupt", "damaged", "Copy the model to its claim"),
+        ({"model": HUB}, "ModelCorrupt", "damaged", "from the cache"),
         ({"model": HUB}, "NotAdmitted", "no ingress controller of class a", "spec.route.className"),
         ({"model": HUB}, "NotAdmitted", "Gateway a/b has not answered", "spec.route.parentRefs"),
         ({"model": HUB}, "NotAdmitted", "Gateway a/b says no (NotAllowedByListeners)", "allowedRoutes.namespaces"),

@@ -15,7 +15,9 @@ from dedicate_operator.situation import Situation
 from tests.unit.operator.builders import DEFAULTS, HUB, as_child, custom_resource
 
 KEDA = replace(DEFAULTS, prometheus_url="http://prometheus:9090")
-SPEC = HUB | {"autoscaling": {"maxReplicas": 4, "metric": {"targetValue": 8}}}
+SPEC = HUB | {
+    "autoscaling": {"minReplicas": 2, "maxReplicas": 4, "metric": {"targetValue": 8}, "scaleDownDelaySeconds": 60}
+}
 ENDPOINT = parse_endpoint(custom_resource(spec=SPEC))
 HORIZONTAL = build_autoscaler(ENDPOINT, DEFAULTS, AUTOSCALER, Observed())
 SCALED = build_autoscaler(ENDPOINT, KEDA, SCALED_OBJECT, Observed())
@@ -43,7 +45,7 @@ def test_choice_of_scaler(spec, defaults, has_keda, kind):
 def test_horizontal_pod_autoscaler():
     assert HORIZONTAL["spec"] == {
         "scaleTargetRef": {"apiVersion": "dedicate.dev/v1alpha1", "kind": "DedicatedEndpoint", "name": "chat"},
-        "minReplicas": 1,
+        "minReplicas": 2,
         "maxReplicas": 4,
         "metrics": [
             {
@@ -54,15 +56,16 @@ def test_horizontal_pod_autoscaler():
                 },
             }
         ],
-        "behavior": {"scaleDown": {"stabilizationWindowSeconds": 300}},
+        "behavior": {"scaleDown": {"stabilizationWindowSeconds": 60}},
     }
 
 
 def test_scaled_object():
     assert SCALED["spec"]["scaleTargetRef"] == HORIZONTAL["spec"]["scaleTargetRef"]
-    assert (SCALED["spec"]["minReplicaCount"], SCALED["spec"]["maxReplicaCount"]) == (1, 4)
+    assert (SCALED["spec"]["minReplicaCount"], SCALED["spec"]["maxReplicaCount"]) == (2, 4)
     assert SCALED["spec"]["advanced"]["horizontalPodAutoscalerConfig"]["behavior"] == HORIZONTAL["spec"]["behavior"]
     (trigger,) = SCALED["spec"]["triggers"]
+    assert (trigger["type"], trigger["metricType"]) == ("prometheus", "AverageValue")
     assert trigger["metadata"]["serverAddress"] == "http://prometheus:9090"
     assert trigger["metadata"]["threshold"] == "8"
     assert trigger["metadata"]["query"].startswith('sum(dedicate_requests_in_progress{namespace="team",pod=~"chat-')
@@ -74,6 +77,7 @@ def test_scaled_object():
         ("chat-7d9f8b6c5-x2x4z", True),
         ("chat-two-7d9f8b6c5-x2x4z", False),
         ("mychat-7d9f8b6c5-x2x4z", False),
+        ("chat-two-0", False),
         ("chat", False),
     ],
 )
@@ -121,6 +125,7 @@ ACTIVE = ("True", "ValidMetricFound")
         ({"AbleToScale": ABLE}, ("Unknown", "Pending")),
         ({"AbleToScale": ("False", "FailedGetScale")}, ("False", "CannotScale")),
         ({"AbleToScale": ABLE, "ScalingActive": ("False", "FailedGetPodsMetric")}, ("False", "MetricUnavailable")),
+        ({"AbleToScale": ABLE, "ScalingActive": ("Unknown", "")}, ("False", "MetricUnavailable")),
         ({"AbleToScale": ABLE, "ScalingActive": ACTIVE}, ("True", "Scaling")),
         (
             {"AbleToScale": ABLE, "ScalingActive": ACTIVE, "ScalingLimited": ("True", "TooManyReplicas")},
@@ -144,6 +149,7 @@ def test_condition_from_a_horizontal_pod_autoscaler(conditions, expected):
         ({"Ready": ("False", "TriggerError")}, ("False", "MetricUnavailable")),
         ({"Ready": ("True", "ScaledObjectReady"), "Active": ("False", "")}, ("True", "Scaling")),
         ({"Ready": ("True", "ScaledObjectReady"), "Paused": ("True", "")}, ("False", "Paused")),
+        ({"Ready": ("True", "ScaledObjectReady"), "Paused": ("False", "")}, ("True", "Scaling")),
     ],
 )
 def test_condition_from_a_scaled_object(conditions, expected):

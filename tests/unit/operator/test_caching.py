@@ -52,7 +52,8 @@ def look(*downloads, spec=HUB, requests=(), ready=False, **more):
         made["status"]["initContainerStatuses"] = [{"name": "model-download", "ready": False, **download}]
         pods.append(made)
     children = {(DEPLOYMENT, "chat"): as_child(deployment)}
-    return build_status(Situation(endpoint, DEFAULTS, Observed(children, tuple(pods)), **more))
+    # The youngest first: it is not the order in which they are observed that counts.
+    return build_status(Situation(endpoint, DEFAULTS, Observed(children, tuple(reversed(pods))), **more))
 
 
 def condition(status, type_="ModelCached"):
@@ -70,6 +71,7 @@ def test_a_download_that_ended_well_tells_the_commit():
     assert condition(status) == ("True", "Loaded")
     assert FIRST in message(status)
     assert "16.1 GB" in message(status)
+    assert "delete them" not in message(status)
     assert status["model"] == {
         "name": "org/name",
         "cacheState": "Loaded",
@@ -103,6 +105,8 @@ def test_a_download_that_runs_says_how_far_it_is(progress, words):
     if progress and progress.total_bytes:
         assert status["model"]["downloadedBytes"] == progress.downloaded_bytes
         assert status["model"]["totalBytes"] == progress.total_bytes
+    else:
+        assert "totalBytes" not in status["model"]
 
 
 @pytest.mark.parametrize(
@@ -119,7 +123,15 @@ def test_a_download_that_failed_says_why_and_ready_takes_it_over(code, reason):
     assert status["model"]["cacheState"] == "Failed"
 
 
-@pytest.mark.parametrize(("stage", "reason"), [("resolving", "GatedRepo"), ("downloading", "Downloading")])
+@pytest.mark.parametrize(
+    ("stage", "reason"),
+    [
+        ("resolving", "GatedRepo"),
+        ("verifying", "GatedRepo"),
+        ("waiting", "Downloading"),
+        ("downloading", "Downloading"),
+    ],
+)
 def test_a_new_attempt_keeps_the_reason_until_it_gets_further(stage, reason):
     again = crashed(11, "gated") | RUNNING
     assert condition(look(again, progress=DownloadProgress(stage, 0, 10)))[1] == reason
@@ -160,6 +172,7 @@ def test_what_was_pinned_stays_whatever_a_pod_has():
     assert status["model"]["resolvedRevision"] == SECOND
     assert FIRST in message(status)
     assert "delete them" in message(status)
+    assert "totalBytes" not in status["model"]
 
 
 def test_the_oldest_pod_decides_where_nothing_is_pinned():
@@ -180,12 +193,24 @@ def test_a_revision_that_is_a_commit_needs_no_pod():
 
 
 @pytest.mark.parametrize(
-    "said", ["", "not json", "[]", "{}", '{"commit": "main", "bytes": 1}', json.dumps({"commit": FIRST, "bytes": -1})]
+    "said",
+    [
+        "",
+        "not json",
+        "[]",
+        "{}",
+        '{"commit": "main", "bytes": 1}',
+        *(json.dumps({"commit": FIRST, "bytes": amount}) for amount in (-1, True, "1", 2**53)),
+    ],
 )
 def test_what_a_download_did_not_say_is_not_made_up(said):
     status = look(ended(message=said), ready=True)
     assert "resolvedRevision" not in status["model"]
     assert condition(status) == ("True", "Loaded")
+
+
+def test_only_a_download_that_ended_well_is_believed():
+    assert "resolvedRevision" not in look(ended(code=1))["model"]
 
 
 def test_a_pin_is_for_what_was_asked_then():
@@ -194,3 +219,5 @@ def test_a_pin_is_for_what_was_asked_then():
     assert read_pinned(HubSource("org/name", "v1"), status) is None
     assert read_pinned(HubSource("org/other"), status) is None
     assert read_pinned(HubSource("org/name"), {}) is None
+    status["model"]["resolvedRevision"] = "main"
+    assert read_pinned(HubSource("org/name"), status) is None

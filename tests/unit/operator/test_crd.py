@@ -94,6 +94,8 @@ def fill_defaults(schema, value):
         {"model": {"uri": "hf://a/b", "tokenSecretRef": {"name": "t"}}},
         {"model": {"uri": "pvc://a"}},
         {"model": {"uri": "hf://a/b"}, "cache": {"persistentVolumeClaim": {"size": "1Gi"}}},
+        {"model": {"uri": "hf://a/b"}, "autoscaling": {"maxReplicas": 2, "metric": {"targetValue": 8}}},
+        {"model": {"uri": "hf://a/b"}, "auth": {"limitsConfigMapRef": {"name": "limits"}}},
     ],
 )
 def test_defaults_of_crd_and_code_are_the_same(smallest):

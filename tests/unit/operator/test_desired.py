@@ -109,6 +109,8 @@ FORMER = {"apiVersion": "dedicate.dev/v1alpha1", "kind": "DedicatedEndpoint", "n
         (child(), False, False),
         (child(labels=OURS), True, False),
         (child(labels=OURS | {"dedicate.dev/endpoint": "other"}), False, False),
+        (child(labels=OURS | {"app.kubernetes.io/managed-by": "Helm"}), False, False),
+        (child(FORMER | {"uid": "uid-chat"}), True, False),
         (child(FORMER, labels=OURS), False, True),
         (child(FORMER | {"name": "other"}, labels=OURS), False, False),
         (child({"uid": "x", "kind": "Deployment", "name": "chat", "apiVersion": "apps/v1"}, labels=OURS), False, False),

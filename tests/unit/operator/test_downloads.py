@@ -64,11 +64,28 @@ async def test_a_download_that_runs_is_asked_and_told(world):
     assert world.downloads.follow(CHAT, [downloading()]) == at(GB)
 
 
+async def test_a_download_that_begins_is_asked_though_there_was_none(world):
+    task = asyncio.create_task(world.downloads.run())
+    await asyncio.sleep(0)
+    world.downloads.follow(CHAT, [downloading()])
+    for _ in range(10):
+        await asyncio.sleep(0)
+    assert world.source.asked == ["10.0.0.1"]
+    task.cancel()
+
+
 async def test_it_is_told_again_only_when_there_is_news(world):
     world.source.answers["10.0.0.1"] = at(GB)
     world.downloads.follow(CHAT, [downloading()])
     await world.turn()
-    for now, done, num_told in [(2, 2 * GB, 1), (4, 3 * GB, 1), (6, 6 * GB, 2), (17, 7 * GB, 3), (40, 7 * GB, 3)]:
+    for now, done, num_told in [
+        (2, 2 * GB, 1),
+        (4, 3 * GB, 1),
+        (6, 6 * GB, 2),
+        (17, 7 * GB, 3),
+        (19, 8 * GB, 3),
+        (40, 7 * GB, 3),
+    ]:
         world.now, world.source.answers["10.0.0.1"] = now, at(done)
         await world.turn()
         assert len(world.told) == num_told, done
@@ -76,11 +93,41 @@ async def test_it_is_told_again_only_when_there_is_news(world):
 
 async def test_who_does_not_answer_is_asked_less_and_less(world):
     world.downloads.follow(CHAT, [downloading()])
+    asked_at = []
     for second in range(300):
         world.now = float(second)
         await world.turn()
-    assert 5 <= len(world.source.asked) <= 12
+        asked_at += [second] * (len(world.source.asked) - len(asked_at))
+    assert asked_at == [0, 4, 12, 28, 60, 120, 180, 240]
     assert world.told == []
+    # One answer, and it is asked as often as at first.
+    world.source.answers["10.0.0.1"] = at(GB)
+    for world.now in (300.0, 302.0, 304.0):
+        await world.turn()
+    assert len(world.source.asked) == len(asked_at) + 3
+
+
+async def test_the_first_pod_that_downloads_now_is_asked(world):
+    world.downloads.follow(CHAT, [downloading()])
+    world.downloads.follow(CHAT, [downloading("10.0.0.1", deletionTimestamp="x"), downloading("10.0.0.2")])
+    await world.turn()
+    assert world.source.asked == ["10.0.0.2"]
+
+
+async def test_some_are_asked_at_once_and_not_all(world):
+    answered = asyncio.Event()
+    num_asked = 0
+
+    async def wait(_address):
+        nonlocal num_asked
+        num_asked += 1
+        await answered.wait()
+
+    world.source.fetch_progress = wait
+    for index in range(40):
+        world.downloads.follow(Key("team", f"chat-{index}"), [downloading(f"10.0.0.{index}")])
+    await world.turn()
+    assert num_asked == 16
 
 
 @pytest.mark.parametrize(
@@ -138,21 +185,31 @@ def test_what_a_page_may_say(document, progress):
     assert parse_progress(document) == progress
 
 
+SAID = {"stage": "downloading", "downloadedBytes": 1, "totalBytes": 2}
+
+
 @pytest.mark.parametrize(
     ("body", "status", "progress"),
     [
-        (json.dumps({"stage": "downloading", "downloadedBytes": 1, "totalBytes": 2}), 200, at(1, 2)),
+        (json.dumps(SAID), 200, at(1, 2)),
         ("{", 200, None),
-        ("x" * 5000, 200, None),
-        (json.dumps({"stage": "downloading", "downloadedBytes": 1, "totalBytes": 2}), 500, None),
+        (json.dumps(SAID | {"trouble": "x" * 5000}), 200, None),
+        (json.dumps(SAID), 500, None),
+        # A pod must not send the operator elsewhere.
+        (json.dumps(SAID), 302, None),
     ],
 )
 async def test_a_page_is_read_within_bounds(monkeypatch, body, status, progress):
     async def answer(_):
-        return web.Response(text=body, status=status)
+        return web.Response(text=body, status=status, headers={"Location": "/elsewhere"})
+
+    async def answer_elsewhere(_):
+        return web.json_response(SAID)
 
     application = web.Application()
-    application.add_routes([web.get("/progress", answer)])
+    application.add_routes([web.get("/progress", answer), web.get("/elsewhere", answer_elsewhere)])
+    # Pods are reached without the proxy that leads out of the cluster.
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
     page = ProgressPage()
     async with TestServer(application, host="127.0.0.1") as server:
         monkeypatch.setattr(names, "MANAGEMENT_PORT", server.port)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,13 @@ import yaml
 from dedicate_operator.disruption import build_disruption_budget
 from dedicate_operator.ingress import build_ingress
 from dedicate_operator.manifests import build_cache_claim, build_deployment, build_keys_secret, build_service
-from dedicate_operator.names import MANIFEST_HASH_ANNOTATION, RENDERED_ANNOTATION, TEMPLATE_HASH_ANNOTATION
+from dedicate_operator.names import (
+    CACHE_VOLUME,
+    MANIFEST_HASH_ANNOTATION,
+    MODELS_VOLUME,
+    RENDERED_ANNOTATION,
+    TEMPLATE_HASH_ANNOTATION,
+)
 from dedicate_operator.parsing import parse_endpoint
 from dedicate_operator.placement import place_route
 from dedicate_operator.settings import EndpointDefaults
@@ -164,6 +171,21 @@ def test_strategy(extra, can_surge, strategy):
     assert manifest["spec"]["strategy"] == strategy
 
 
+@pytest.mark.parametrize(
+    ("disruption", "budget"),
+    [
+        ({}, {"maxUnavailable": 1}),
+        ({"minAvailable": 0}, {"minAvailable": 0}),
+        ({"minAvailable": 2}, {"minAvailable": 2}),
+    ],
+)
+def test_disruption_budget(disruption, budget):
+    spec = build_disruption_budget(endpoint(HUB | {"replicas": 3, "disruption": disruption}))["spec"]
+    assert {
+        name: value for name, value in spec.items() if name not in {"selector", "unhealthyPodEvictionPolicy"}
+    } == budget
+
+
 def test_hashes_follow_what_they_stand_for():
     def hashes(spec, defaults=DEFAULTS):
         manifest = build_deployment(endpoint(spec), defaults)
@@ -182,6 +204,44 @@ def test_retained_cache_has_no_owner():
     assert "ownerReferences" not in build_cache_claim(subject, subject.spec.cache)["metadata"]
     subject = endpoint(HUB | {"cache": {"persistentVolumeClaim": {"size": "1Gi", "retentionPolicy": "Delete"}}})
     assert build_cache_claim(subject, subject.spec.cache)["metadata"]["ownerReferences"][0]["uid"] == "0b1c"
+
+
+@pytest.mark.parametrize(
+    ("size", "num_bytes"),
+    [("1024", 1024), ("2k", 2000), ("2Ki", 2048), ("500M", 500 * 10**6), ("20Gi", 20 * 2**30), ("1Ti", 2**40)],
+)
+def test_the_limit_of_a_cache_is_the_volumes_and_the_downloads(size, num_bytes):
+    pod = build_deployment(endpoint(HUB | {"cache": {"emptyDir": {"sizeLimit": size}}}), DEFAULTS)["spec"]["template"]
+    (cache,) = (volume for volume in pod["spec"]["volumes"] if volume["name"] == CACHE_VOLUME)
+    assert cache["emptyDir"] == {"sizeLimit": size}
+    args = pod["spec"]["initContainers"][0]["args"]
+    assert args[args.index("--max-cache-bytes") + 1] == str(num_bytes)
+
+
+def test_a_download_knows_its_hub_and_its_token():
+    model = HUB["model"] | {"tokenSecretRef": {"name": "hf", "key": "read"}}
+    defaults = replace(DEFAULTS, hub_endpoint="http://hub.example:8080")
+    pod = build_deployment(endpoint({"model": model}), defaults)["spec"]["template"]["spec"]
+    env = {item.pop("name"): item for item in pod["initContainers"][0]["env"]}
+    assert env["HF_ENDPOINT"] == {"value": "http://hub.example:8080"}
+    assert env["HF_TOKEN"] == {"valueFrom": {"secretKeyRef": {"name": "hf", "key": "read"}}}
+
+
+@pytest.mark.parametrize(
+    ("spec", "name", "source"),
+    [
+        ({"model": {"uri": "oci://r/chat:1"}}, MODELS_VOLUME, {"image": {"reference": "r/chat:1"}}),
+        ({"model": {"uri": "pvc://models/a"}}, MODELS_VOLUME, {"persistentVolumeClaim": {"claimName": "models"}}),
+        (
+            HUB | {"cache": {"existingClaim": {"name": "shared"}}},
+            CACHE_VOLUME,
+            {"persistentVolumeClaim": {"claimName": "shared"}},
+        ),
+    ],
+)
+def test_volumes_hold_what_the_specification_names(spec, name, source):
+    volumes = build_deployment(endpoint(spec), DEFAULTS)["spec"]["template"]["spec"]["volumes"]
+    assert [volume for volume in volumes if volume["name"] == name] == [{"name": name, **source}]
 
 
 def test_keys_secret():

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from dedicate_operator import names
 from dedicate_operator.desired import build_desired, plan_writes
 from dedicate_operator.kinds import NETWORK_POLICY, kind_of
 from dedicate_operator.networkpolicy import build_network_policy, find_destination_ports, is_restricted
@@ -55,6 +56,12 @@ def test_policies_are_the_golden_ones(name):
     assert build(*CASES[name]) == yaml.safe_load((GOLDEN / f"{name}.yaml").read_text())
 
 
+def test_without_peers_the_management_port_is_open_to_nobody():
+    """A rule with an empty list of them would open it to all."""
+    (rule,) = build(HUB, NetworkPolicyDefaults())["spec"]["ingress"]
+    assert [port["port"] for port in rule["ports"]] == [names.API_PORT]
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_the_builder_shares_nothing_with_its_arguments(name):
     spec, policy = copy.deepcopy(CASES[name])
@@ -94,6 +101,9 @@ def test_it_stands_before_there_are_pods():
         (CLAIM, {"OTEL_EXPORTER_OTLP_ENDPOINT": "https://collector"}, (443,)),
         (CLAIM, {"https_proxy": "proxy.example:3128", "NO_PROXY": "x:1"}, (3128,)),
         (CLAIM, {"HTTPS_PROXY": "http://user:secret@[fd00::1]:3128"}, (3128,)),
+        (CLAIM, {"HTTP_PROXY": "http://proxy:3128"}, (3128,)),
+        (CLAIM, {"ALL_PROXY": "http://proxy:3129"}, (3129,)),
+        (CLAIM, {"OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": "http://collector:4318/v1/traces"}, (4318,)),
         (CLAIM, {"HTTP_PROXY": ""}, ()),
         (CLAIM, {"HTTP_PROXY": "http://proxy:many"}, ()),
         (CLAIM, {"HTTP_PROXY": "socks5://proxy"}, ()),

@@ -47,6 +47,8 @@ async def test_another_request_has_a_pin_of_its_own(cluster, pins):
     status = {"model": {"resolvedFrom": "hf://org/name@main", "resolvedRevision": COMMIT}}
     await pins.ensure(endpoint(revision="v1"), status, COMMIT)
     assert cluster.writes == [("create", "ConfigMap", pin_name("chat", "hf://org/name@v1"))]
+    await pins.ensure(endpoint(), {}, COMMIT)
+    assert cluster.writes[1:] == [("create", "ConfigMap", NAME)]
 
 
 @pytest.mark.parametrize(
@@ -68,11 +70,18 @@ async def test_an_endpoint_made_anew_is_pinned_anew(cluster, pins):
     assert len(cluster.writes) == 2
 
 
-async def test_what_can_be_tried_again_is_and_what_cannot_stops_nothing(cluster, pins):
-    cluster.refuse_name = NAME
+async def test_an_endpoint_that_went_is_forgotten(cluster, pins):
+    await pins.ensure(endpoint(), {}, COMMIT)
+    pins.forget(endpoint().key)
+    await pins.ensure(endpoint(), {}, COMMIT)
+    assert len(cluster.writes) == 2
+
+
+@pytest.mark.parametrize("error", [ClusterError("no answer"), ClusterError("namespace not found", code=404)])
+async def test_what_can_be_tried_again_is_and_what_cannot_stops_nothing(cluster, pins, error):
+    cluster.refusals["ConfigMap"] = error
     with pytest.raises(ClusterError):
         await pins.ensure(endpoint(), {}, COMMIT)
-    cluster.refuse_name = None
     cluster.refusals["ConfigMap"] = ClusterError("exceeded quota: few", code=403)
     await pins.ensure(endpoint(), {}, COMMIT)
     await pins.ensure(endpoint(), {}, COMMIT)

@@ -33,7 +33,7 @@ CHAT = Key("team", "chat")
 
 
 class World:
-    """A fake cluster with a store and a reconciler on it; `settle` does what watches do."""
+    """A fake cluster with a store and a reconciler on it; `add` and `observe` do what watches do."""
 
     def __init__(self):
         self.cluster = FakeCluster()

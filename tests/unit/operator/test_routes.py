@@ -148,6 +148,17 @@ def test_newest_default_class_counts():
     assert place_route(endpoint({}), DEFAULTS, known).profile == "IngressNGINX"
 
 
+@pytest.mark.parametrize(("size", "nginx"), [("512Ki", "512k"), ("8Mi", "8m"), ("1Gi", "1g")])
+def test_sizes_are_written_as_nginx_reads_them(size, nginx):
+    annotations = build({"controllerProfile": "NGINX", "maxBodySize": size})["metadata"]["annotations"]
+    assert annotations["nginx.org/client-max-body-size"] == nginx
+
+
+def test_an_http_route_names_the_port_of_its_gateway():
+    (parent,) = build({"parentRefs": [{"name": "own", "port": 8443}]})["spec"]["parentRefs"]
+    assert parent == {"kind": "Gateway", "namespace": "team", "name": "own", "port": 8443}
+
+
 def test_timeouts_of_an_http_route_are_always_said():
     """Envoy's own is 15 s."""
     assert build(GATEWAYS)["spec"]["rules"][0]["timeouts"] == {"request": "0s", "backendRequest": "0s"}

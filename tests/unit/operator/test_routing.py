@@ -6,7 +6,7 @@ import pytest
 
 from dedicate_operator.httproute import build_http_route
 from dedicate_operator.ingress import build_ingress
-from dedicate_operator.kinds import GATEWAY, HTTP_ROUTE, INGRESS, INGRESS_CLASS
+from dedicate_operator.kinds import GATEWAY, HTTP_ROUTE, INGRESS
 from dedicate_operator.observed import Observed
 from dedicate_operator.parsing import parse_endpoint
 from dedicate_operator.placement import place_route
@@ -14,7 +14,7 @@ from dedicate_operator.routes import ParentRef
 from dedicate_operator.routing import build_route_status, build_routed, build_url
 from dedicate_operator.settings import EndpointDefaults
 from dedicate_operator.situation import Refusal, Situation
-from dedicate_operator.surroundings import Surroundings, with_listed
+from dedicate_operator.surroundings import IngressClass, Surroundings, with_listed
 from tests.unit.operator.builders import HUB, as_child, custom_resource
 
 ADMITTED = {"loadBalancer": {"ingress": [{"ip": "192.0.2.1"}]}}
@@ -151,9 +151,9 @@ def test_http_route(subject, status, reason, said):
     assert said in condition.message
 
 
-def classes(*names):
-    items = [{"metadata": {"name": name}, "spec": {"controller": "traefik.io/ingress-controller"}} for name in names]
-    return with_listed(Surroundings(), INGRESS_CLASS, None, items)
+def classes(*names, default=()):
+    items = (IngressClass(name, "traefik.io/ingress-controller", name in default, "2026-01-01") for name in names)
+    return Surroundings(ingress_classes={item.name: item for item in items})
 
 
 @pytest.mark.parametrize(
@@ -168,6 +168,20 @@ def classes(*names):
             "no IngressClass b (there is: a, c)",
         ),
         (situation({"className": "b"}, ingress={}, surroundings=classes()), "False", "ClassNotFound", "is: none"),
+        # The class that the API server filled in is gone.
+        (
+            situation({}, ingress=ADMITTED, surroundings=classes("a")),
+            "False",
+            "ClassNotFound",
+            "no IngressClass default-of-the-cluster",
+        ),
+        # What else is refused says nothing of the route.
+        (
+            situation({}, ingress=ADMITTED, surroundings=Surroundings(), refusal=Refusal("QuotaExceeded", "no room")),
+            "True",
+            "Programmed",
+            "",
+        ),
         (situation({"className": "b"}, ingress=ADMITTED, surroundings=Surroundings()), "True", "Programmed", ""),
         (situation({"className": "b"}, ingress={}, surroundings=Surroundings()), "False", "NotAdmitted", "of class b"),
         (
@@ -194,11 +208,20 @@ def test_ingress(subject, status, reason, said):
     assert said in condition.message
 
 
-def test_no_class_named_and_none_is_the_default():
-    subject = situation({}, ingress={}, surroundings=classes("a"))
+@pytest.mark.parametrize(("default", "which_it_has_not"), [((), True), (("a",), False)])
+def test_no_class_named_and_none_is_the_default(default, which_it_has_not):
+    subject = situation({}, ingress={}, surroundings=classes("a", default=default))
     del subject.observed.children[INGRESS, "chat"]["spec"]["ingressClassName"]
-    assert build_routed(subject).reason == "NotAdmitted"
-    assert "the cluster's default class, which it has not" in build_routed(subject).message
+    condition = build_routed(subject)
+    assert condition.reason == "NotAdmitted"
+    assert "of the cluster's default class" in condition.message
+    assert ("which it has not" in condition.message) is which_it_has_not
+
+
+def test_limits_that_have_an_effect_are_not_told():
+    limits = {"className": "a", "maxBodySize": "1Mi", "requestTimeoutSeconds": 9, "controllerProfile": "NGINX"}
+    condition = build_routed(situation(limits, ingress=ADMITTED, surroundings=classes("a")))
+    assert condition.message == "the ingress controller gave the Ingress an address"
 
 
 NARROW = HTTPS | {"hostname": "llm.example.com"}
@@ -221,7 +244,7 @@ CLOSED = HTTPS | {"allowedRoutes": {"namespaces": {"from": "Same"}}}
         ({}, [NARROW], {}, "https://llm.example.com/chat/v1"),
         ({}, [WIDE], {}, "https://192.0.2.9:8443/chat/v1"),
         ({"section": "web"}, [HTTP, HTTPS], {}, "http://192.0.2.9/chat/v1"),
-        ({"port": 443}, [HTTP, HTTPS], {}, "https://192.0.2.9/chat/v1"),
+        ({"port": 80}, [HTTP, HTTPS], {}, "http://192.0.2.9/chat/v1"),
         (
             {"host": "h.example"},
             [WIDE | {"hostname": None}],
@@ -236,6 +259,12 @@ CLOSED = HTTPS | {"allowedRoutes": {"namespaces": {"from": "Same"}}}
             "https://h.example/chat/v1",
         ),
         ({"host": "h.example"}, [HTTP | {"port": 8080}], {"route_external_port": 80}, "http://h.example/chat/v1"),
+        (
+            {"host": "h.example"},
+            [HTTP],
+            {"route_external_scheme": "https", "route_external_port": 8080, "route_external_tls_port": 8443},
+            "https://h.example:8443/chat/v1",
+        ),
         ({"host": "h.example"}, [], {}, "http://h.example/chat/v1"),
     ],
 )

@@ -73,6 +73,7 @@ def test_wanted_replicas_are_within_the_bounds(spec, wanted):
         ([READY, READY, CRASHED], SETTLED, 1),
         ([OLD, OLD, OLD], ROLLING, 3),
         ([OLD, OLD, OLD, PULLING], ROLLING, 3),
+        ([READY, READY, PULLING], ROLLING, 1),
         ([OLD, OLD, OLD, LOADING], ROLLING, 3),
         ([OLD, OLD, OLD, CRASHED], ROLLING, 1),
         ([OLD, OLD, OLD, PULLING], ROLLING | {"conditions": [LATE]}, 1),
@@ -95,6 +96,12 @@ def test_replicas_that_somebody_added_to_the_deployment_are_taken_back_at_once(l
     subject = situation({"replicas": 3}, READY, LOADING if loads else READY)
     subject.observed.deployment(subject.endpoint)["spec"]["replicas"] = 7
     assert plan_replicas(subject) == 3
+
+
+def test_replicas_that_somebody_took_from_the_deployment_are_not_held_on_to():
+    subject = situation({"replicas": 2}, READY, LOADING)
+    subject.observed.deployment(subject.endpoint)["spec"]["replicas"] = 1
+    assert plan_replicas(subject) == 2
 
 
 @pytest.mark.parametrize("spec", [{"suspend": True}, {"replicas": 0}])

@@ -8,6 +8,7 @@ from dedicate_operator.routes import ParentRef
 from dedicate_operator.spec import (
     Accelerator,
     Auth,
+    Autoscaling,
     ClaimSource,
     ConfigMapEntry,
     EmptyDirCache,
@@ -29,6 +30,10 @@ HUB = {"model": {"uri": "hf://org/name"}}
 def parse(spec, name="chat"):
     metadata = {"namespace": "team", "name": name, "uid": "u1", "generation": 3}
     return parse_endpoint({"metadata": metadata, "spec": spec})
+
+
+def scaled(least, most):
+    return HUB | {"autoscaling": {"minReplicas": least, "maxReplicas": most, "metric": {"targetValue": 8}}}
 
 
 def test_smallest():
@@ -119,6 +124,7 @@ def test_every_field():
         ("pvc://cl.aim/a/B-2.0", ClaimSource("cl.aim", "a/B-2.0"), "B-2.0"),
         ("oci://llama", ImageSource("llama"), "llama"),
         ("oci://r.example:5000/a/llama:v1", ImageSource("r.example:5000/a/llama:v1"), "llama"),
+        ("oci://r/a/llama@sha256:00", ImageSource("r/a/llama@sha256:00"), "llama"),
         ("oci://r/a/llama:v1@sha256:00", ImageSource("r/a/llama:v1@sha256:00"), "llama"),
         ("hf://Org-1/Na.me_2", HubSource("Org-1/Na.me_2"), "Org-1/Na.me_2"),
     ],
@@ -132,6 +138,7 @@ def test_sources(uri, source, name):
 def test_only_a_whole_commit_is_one():
     assert HubSource("a/b", "0" * 40).commit == "0" * 40
     assert HubSource("a/b", "0" * 39).commit is None
+    assert HubSource("a/b", "0" * 41).commit is None
     assert HubSource("a/b").request == "hf://a/b@main"
     assert HubSource("a/b", "v1").request == "hf://a/b@v1"
 
@@ -161,6 +168,7 @@ def test_claim_model_has_no_cache_and_existing_claim_is_named():
         ({"model": {"uri": "oci://image", "revision": "r"}}, "spec.model.revision"),
         ({"model": {"uri": "oci://image"}, "cache": {"emptyDir": {}}}, "spec.cache"),
         ({"model": {"uri": "pvc://c", "revision": "r"}}, "spec.model.revision"),
+        ({"model": {"uri": "pvc://c", "tokenSecretRef": {"name": "t"}}}, "spec.model.tokenSecretRef"),
         ({"model": {"uri": "pvc://c"}, "cache": {"emptyDir": {}}}, "spec.cache"),
         (HUB | {"dedicate": "v1"}, "spec.dedicate"),
         (HUB | {"dedicate": "-a"}, "spec.dedicate"),
@@ -170,12 +178,19 @@ def test_claim_model_has_no_cache_and_existing_claim_is_named():
         (HUB | {"suspend": "yes"}, "spec.suspend"),
         (HUB | {"cache": {"emptyDir": {}, "existingClaim": {"name": "x"}}}, "spec.cache"),
         (HUB | {"cache": {"existingClaim": {}}}, "spec.cache.existingClaim.name"),
+        # What a definition of another version may let through.
+        (HUB | {"cache": {"emptyDir": {"sizeLimit": "1.5Gi"}}}, "spec.cache.emptyDir.sizeLimit"),
+        (HUB | {"cache": {"emptyDir": {"sizeLimit": "20ki"}}}, "spec.cache.emptyDir.sizeLimit"),
+        (HUB | {"route": {"maxBodySize": "32M"}}, "spec.route.maxBodySize"),
+        (HUB | {"route": {"maxBodySize": "1048576"}}, "spec.route.maxBodySize"),
         (HUB | {"runtime": {"args": "--x"}}, "spec.runtime.args"),
         (HUB | {"runtime": {"args": [1]}}, "spec.runtime.args"),
         (HUB | {"runtime": {"env": ["X=1"]}}, "spec.runtime.env"),
         (HUB | {"runtime": {"imagePullSecrets": [{}]}}, "spec.runtime.imagePullSecrets[0].name"),
         (HUB | {"resources": {"limits": {"memory": True}}}, "spec.resources.limits.memory"),
         (HUB | {"scheduling": {"nodeSelector": {"a": 1}}}, "spec.scheduling.nodeSelector"),
+        (scaled(2, 1), "spec.autoscaling.minReplicas"),
+        (scaled(0, 1), "spec.autoscaling.minReplicas"),
         (HUB | {"auth": {"mode": "OIDC"}}, "spec.auth.mode"),
         (HUB | {"route": {"type": "GRPCRoute"}}, "spec.route.type"),
         (HUB | {"route": {"controllerProfile": "nginx"}}, "spec.route.controllerProfile"),
@@ -190,10 +205,21 @@ def test_what_cannot_be_served_is_named(spec, field):
     assert str(caught.value).startswith(f"{field} ")
 
 
+def test_bounds_of_scaling_may_be_equal():
+    assert parse(scaled(1, 1)).spec.autoscaling == Autoscaling(max_replicas=1, target_value=8, min_replicas=1)
+
+
 @pytest.mark.parametrize("name", ["v1", "metrics", "a" * 41])
 def test_name_that_cannot_be_a_segment_is_refused(name):
     with pytest.raises(SpecError):
         parse(HUB, name)
+
+
+def test_name_that_leaves_the_children_no_room_is_refused_whatever_the_segment():
+    assert parse(HUB | {"dedicate": "chat"}, "a" * 40).spec.dedicate == "chat"
+    with pytest.raises(SpecError) as caught:
+        parse(HUB | {"dedicate": "chat"}, "a" * 41)
+    assert caught.value.field == "metadata.name"
 
 
 def test_parsed_values_share_nothing_with_the_resource():

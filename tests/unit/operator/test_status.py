@@ -14,7 +14,13 @@ from dedicate_operator.placement import place_route
 from dedicate_operator.routing import build_url
 from dedicate_operator.settings import EndpointDefaults
 from dedicate_operator.situation import Refusal, Situation
-from dedicate_operator.status import build_invalid_status, build_status, find_news, stamp_transitions
+from dedicate_operator.status import (
+    MAX_MESSAGE_LENGTH,
+    build_invalid_status,
+    build_status,
+    find_news,
+    stamp_transitions,
+)
 from dedicate_operator.workload import is_awaiting_accelerator
 from tests.unit.operator.builders import DEFAULTS, HUB, as_child, custom_resource, pod
 
@@ -259,11 +265,13 @@ def test_invalid_specification():
     assert status["observedGeneration"] == 4
 
 
-def test_messages_are_cut_to_the_schemas_length():
+def test_a_long_message_is_cut_and_what_to_do_about_it_is_not():
     crash = copy.deepcopy(CRASHED)
     crash["lastState"]["terminated"]["message"] = "x" * 5000
     status = build_status(situation(pods=[(True, {"container": crash})]))
-    assert max(len(item["message"]) for item in status["conditions"]) <= 2048
+    assert max(len(item["message"]) for item in status["conditions"]) <= MAX_MESSAGE_LENGTH
+    assert message(status, "Ready").startswith("xxx")
+    assert message(status, "Ready").endswith("private repositories need spec.model.tokenSecretRef")
 
 
 def test_transition_time_moves_only_with_the_status():

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import pytest
+
 from dedicate_operator.identity import Key
 from dedicate_operator.kinds import GATEWAY, HTTP_ROUTE, INGRESS_CLASS
 from dedicate_operator.store import Store
@@ -28,8 +30,8 @@ def gateway(name="public", namespace="infra", attached=0, address="192.0.2.1"):
     }
 
 
-def ingress_class(name):
-    return {"metadata": {"name": name}, "spec": {"controller": "x"}}
+def ingress_class(name, **annotations):
+    return {"metadata": {"name": name, "annotations": annotations}, "spec": {"controller": "x"}}
 
 
 def test_nothing_is_known_before_it_was_listed():
@@ -66,6 +68,29 @@ def test_class_comes_and_goes():
     assert set(known.ingress_classes) == {"a"}
     assert without_resource(known, INGRESS_CLASS, None, ingress_class("a")).ingress_classes == {}
     assert without_kind(known, INGRESS_CLASS, None).ingress_classes is None
+
+
+@pytest.mark.parametrize(("said", "is_default"), [("true", True), ("false", False)])
+def test_a_default_class_says_so(said, is_default):
+    found = ingress_class("a", **{"ingressclass.kubernetes.io/is-default-class": said})
+    known = with_listed(Surroundings(), INGRESS_CLASS, None, [found, ingress_class("b")])
+    assert (known.find_default_class() is not None) is is_default
+
+
+@pytest.mark.parametrize(
+    ("type_", "status", "is_working"),
+    [
+        ("Accepted", "False", False),
+        ("Programmed", "False", False),
+        ("Programmed", "Unknown", True),
+        ("ResolvedRefs", "False", True),
+    ],
+)
+def test_a_gateway_that_its_controller_does_not_run_is_an_obstacle(type_, status, is_working):
+    found = gateway()
+    found["status"]["conditions"] = [{"type": type_, "status": status, "reason": "Odd"}]
+    obstacle = with_listed(Surroundings(), GATEWAY, None, [found]).find_gateway(PUBLIC).obstacle
+    assert (obstacle is None) is is_working
 
 
 def test_news_concern_every_endpoint_and_counting_routes_is_none():

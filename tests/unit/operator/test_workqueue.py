@@ -188,4 +188,10 @@ async def test_due_key_is_given_out_when_its_time_has_come():
     await asyncio.sleep(0)
     now = 3600.0
     queue.add("b")
-    assert await asyncio.wait_for(waiter, 5) in {"a", "b"}
+    assert {await asyncio.wait_for(item, 5) for item in (waiter, queue.get())} == {"a", "b"}
+
+
+async def test_due_key_needs_nobody_to_wake_the_worker():
+    queue = WorkQueue(clock=asyncio.get_running_loop().time, random=lambda: 1.0, backoff=Backoff())
+    queue.add_after("a", 0.02)
+    assert await asyncio.wait_for(queue.get(), 5) == "a"
