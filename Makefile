@@ -42,7 +42,7 @@ serve: venv ## The runtime alone on 127.0.0.1; MODEL= PORT= KEY= DEDICATE=
 
 ##@ Check
 # The tiers with clusters mostly wait, so they run beside the others.
-SPREAD = --numprocesses=$(or $(PROCESSES),3) --dist=loadgroup --no-loadscope-reorder
+SPREAD = --numprocesses=$(or $(PROCESSES),3) --dist=loadscope --no-loadscope-reorder
 
 test: venv tools ## Every tier below, side by side in PROCESSES= (3), one summary
 	@$(PYTEST) $(SPREAD)

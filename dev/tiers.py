@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from typing import Any
 
 import pytest
+from xdist.scheduler import LoadScopeScheduling
 
 from dev.told import Tell, told
 
@@ -24,14 +26,25 @@ _TIERS = {
 _GROUPS = {"e2e": "e2e", "runtime": "models", "clients": "models", "cluster": "cluster", "proxies": "proxies"}
 
 
+class _ByTier(LoadScopeScheduling):  # type: ignore[misc] - pytest-xdist has no types
+    """Gives a process what belongs together: a group of tiers or, of all others, a file."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        return _GROUPS.get(_tier_of(nodeid) or "", nodeid.partition("::")[0])
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeScheduling | None:
+    """Spread the tests over processes as above where pytest-xdist is told `--dist=loadscope`."""
+    # Not by its marks of groups: with pytest 9.2 it ignores them, https://github.com/pytest-dev/pytest-xdist/issues/1386.
+    return _ByTier(config, log) if config.getoption("dist") == "loadscope" else None
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Order the tiers: what is quick first, or in several processes what is long; say which tests stay together."""
-    is_spread = config.getoption("dist", "no") != "no"
+    """Order the tiers: what is quick first or, in one process of several, what is long."""
+    is_spread = hasattr(config, "workerinput")
     order = [*_GROUPS, *(tier for tier in _TIERS if tier not in _GROUPS)] if is_spread else list(_TIERS)
     items.sort(key=lambda item: order.index(tier) if (tier := _tier_of(item.nodeid)) else len(order))
-    if is_spread:
-        for item in items:
-            item.add_marker(pytest.mark.xdist_group(_GROUPS.get(_tier_of(item.nodeid) or "", item.path.stem)))
 
 
 def _tier_of(nodeid: str) -> str | None:
