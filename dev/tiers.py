@@ -26,7 +26,7 @@ _TIERS = {
 _GROUPS = {"e2e": "e2e", "runtime": "models", "clients": "models", "cluster": "cluster", "proxies": "proxies"}
 
 
-class _ByTier(LoadScopeScheduling):  # type: ignore[misc] - pytest-xdist has no types
+class _ByTier(LoadScopeScheduling):  # type: ignore[misc]  # it has no types
     """Gives a process what belongs together: a group of tiers or, of all others, a file."""
 
     def _split_scope(self, nodeid: str) -> str:
