@@ -23,14 +23,15 @@ _TIERS = {
 }
 # Tiers that one process of several runs whole: each has servers of its own, which start once, or models in memory. The
 # longest come first, and the files of all other tiers fill up beside them.
-_GROUPS = {"e2e": "e2e", "runtime": "models", "clients": "models", "cluster": "cluster", "proxies": "proxies"}
+_WHOLE = ("e2e", "runtime", "cluster", "clients", "proxies")
 
 
 class _ByTier(LoadScopeScheduling):  # type: ignore[misc]  # it has no types
-    """Gives a process what belongs together: a group of tiers or, of all others, a file."""
+    """Gives a process what belongs together: a whole tier of those above, or a file of the others."""
 
     def _split_scope(self, nodeid: str) -> str:
-        return _GROUPS.get(_tier_of(nodeid) or "", nodeid.partition("::")[0])
+        tier = _tier_of(nodeid)
+        return tier if tier in _WHOLE else nodeid.partition("::")[0]
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -43,7 +44,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeSch
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Order the tiers: what is quick first or, in one process of several, what is long."""
     is_spread = hasattr(config, "workerinput")
-    order = [*_GROUPS, *(tier for tier in _TIERS if tier not in _GROUPS)] if is_spread else list(_TIERS)
+    order = [*_WHOLE, *(tier for tier in _TIERS if tier not in _WHOLE)] if is_spread else list(_TIERS)
     items.sort(key=lambda item: order.index(tier) if (tier := _tier_of(item.nodeid)) else len(order))
 
 

@@ -9,6 +9,7 @@ settings.register_profile("patient", deadline=None, suppress_health_check=[Healt
 settings.load_profile("patient")
 
 pytest_plugins = [
+    "pytester",
     "dev.told",
     "dev.tiers",
     "dev.cluster.pytest_plugin",
