@@ -98,13 +98,13 @@ class Endpoints:
         Client(served.url, served.key, name).await_route()
         return served
 
-    def await_condition(self, name, kind, reasons, deadline_s=CONDITION_S):
-        """Return the condition once its reason is one of `reasons`."""
+    def await_condition(self, name, kind, reasons, deadline_s=CONDITION_S, says=""):
+        """Return the condition once its reason is one of `reasons`, and its message has the words."""
         seen = []
 
         def ask():
             condition = find_condition(self.get(name) or {}, kind)
-            if condition.get("reason") in reasons:
+            if condition.get("reason") in reasons and says in condition["message"]:
                 return condition
             if not seen or seen[-1] != condition.get("reason"):
                 seen.append(condition.get("reason"))

@@ -161,8 +161,9 @@ def test_http_route_serves_with_tls_and_without(door, routed, gateway, node_clus
 
 def test_gateway_that_does_not_let_the_route_in_is_told(routed, gateway):
     routed.endpoints.patch("routed", {"route": BLANK | TO_GATEWAY | {"host": "other.example"}})
-    condition = routed.endpoints.await_condition("routed", "RouteAdmitted", {"NotAdmitted"})
-    assert "NoMatchingListenerHostname" in condition["message"]
+    # Until the Gateway has answered, the message says that.
+    says = "NoMatchingListenerHostname"
+    routed.endpoints.await_condition("routed", "RouteAdmitted", {"NotAdmitted"}, says=says)
     routed.endpoints.patch("routed", {"route": {"host": HOST, "parentRefs": [{"name": "nowhere"}]}})
     condition = routed.endpoints.await_condition("routed", "RouteAdmitted", {"GatewayNotFound"})
     assert "Gateway e2e/nowhere does not exist" in condition["message"]

@@ -23,10 +23,12 @@ KEEP_ALIVE_S = 15.0
 STALLED_READER_S = 300.0
 """Arbitrary: a client that takes nothing for so long is gone, whatever its socket says."""
 HEAD_PAUSE_S = 0.005
-"""Before a stream's status line. A proxy in Go (Traefik, Caddy, many a service mesh) passes the status line on, and by
-that closes the request's body, which its other half may be about to read once more for its end: the stream is cut then.
-One in 400 was cut on a busy machine where the line came at once, and none of 3,500 with this pause; a first token takes
-longer. Source: golang/go issue 40747."""
+"""At least, before a stream's status line. A proxy in Go (Traefik, Caddy, many a service mesh) passes the line on, and
+by that closes the request's body, which its other half may be about to read once more for its end: the stream is cut
+then. One in 400 was cut on a busy machine where the line came at once. Source: golang/go issue 40747."""
+HEAD_WAIT_S = 0.1
+"""At most, for the first token, with which the line leaves if it can: nobody uses it earlier, and a proxy that has to
+wait for a CPU has more time. Arbitrary; whoever waits longer for a token should see that the request was taken."""
 _DIRECT_SEND = "dedicate.direct_send"
 _LOOKS = 5
 """Times that a stream is looked at within `KEEP_ALIVE_S`; arbitrary. More looks would send fewer comments too early."""
@@ -48,10 +50,12 @@ class StreamWatch:
         keep_alive_s: float = KEEP_ALIVE_S,
         stalled_reader_s: float = STALLED_READER_S,
         head_pause_s: float = HEAD_PAUSE_S,
+        head_wait_s: float = HEAD_WAIT_S,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.clock = clock
         self.head_pause_s = head_pause_s
+        self.head_wait_s = head_wait_s
         self._stalled_reader_s = stalled_reader_s
         self._interval_s = keep_alive_s / _LOOKS
         # What is not yet due at one look must still be in time at the next.
@@ -124,8 +128,8 @@ class EventStream(Response):
         self._close = close
         self._watch = watch
         self._clock = watch.clock
-        self._head_pause_s = watch.head_pause_s
         self._commenting: asyncio.Future[None] | None = None
+        self._first: asyncio.Future[bytes] | None = None
         self.sent_at = self._clock()
         """When bytes were last taken from us."""
         self.is_sending = True
@@ -140,7 +144,7 @@ class EventStream(Response):
             await asyncio.wait([self._writing, leaving], return_when=asyncio.FIRST_COMPLETED)
         finally:
             self._watch.remove(self)
-            tasks = [task for task in (self._writing, leaving, self._commenting) if task is not None]
+            tasks = [task for task in (self._writing, leaving, self._commenting, self._first) if task is not None]
             for task in tasks:
                 task.cancel()
             try:
@@ -153,9 +157,13 @@ class EventStream(Response):
             self._writing.result()
 
     async def _write(self, send: Send, direct_send: Send) -> None:
-        await asyncio.sleep(self._head_pause_s)
+        self._first = asyncio.ensure_future(anext(self._frames, b""))
+        await asyncio.sleep(self._watch.head_pause_s)
+        await asyncio.wait([self._first], timeout=self._watch.head_wait_s)
         await self._pass({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
         self._send = direct_send
+        if first := await self._first:
+            await self._pass({"type": "http.response.body", "body": first, "more_body": True})
         async for frame in self._frames:
             await self._pass({"type": "http.response.body", "body": frame, "more_body": True})
         self._send = send

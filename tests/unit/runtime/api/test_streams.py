@@ -295,6 +295,49 @@ async def test_status_line_waits_for_a_moment_though_there_is_something_to_send(
     assert wire.sent == []
 
 
+async def test_status_line_leaves_with_the_first_token():
+    wire, token = Wire(), asyncio.Event()
+
+    async def frames():
+        await token.wait()
+        yield b"data: x\n\n"
+        await asyncio.Event().wait()
+
+    async with serving(frames(), wire, StreamWatch(head_pause_s=0, head_wait_s=1000.0)):
+        for _ in range(10):
+            await asyncio.sleep(0)
+        assert wire.sent == []
+        token.set()
+        await wire.wait_until(lambda: wire.bodies)
+        assert wire.bodies == [b"data: x\n\n"]
+        wire.gone.set()
+
+
+async def test_status_line_does_not_wait_long_for_a_token():
+    wire = Wire()
+
+    async def frames():
+        await asyncio.Event().wait()
+        yield b""
+
+    async with serving(frames(), wire, StreamWatch(head_wait_s=0.001)):
+        await wire.wait_until(lambda: wire.sent)
+        wire.gone.set()
+    assert [message["type"] for message in wire.sent] == ["http.response.start"]
+
+
+async def test_a_stream_of_nothing_ends_as_any_other():
+    wire = Wire()
+
+    async def frames():
+        for frame in ():
+            yield frame
+
+    async with serving(frames(), wire, StreamWatch(head_pause_s=0)):
+        await wire.wait_until(lambda: len(wire.sent) == 2)
+    assert wire.sent[-1] == {"type": "http.response.body", "body": b"", "more_body": False}
+
+
 async def test_timer_looks_by_itself():
     wire = Wire()
 
@@ -330,11 +373,11 @@ async def test_no_comment_after_the_end():
     watch = StreamWatch(clock=clock)
 
     async def frames():
-        await more.wait()
         yield b"data: x\n\n"
+        await more.wait()
 
     async with serving(frames(), wire, watch):
-        await wire.wait_until(lambda: wire.sent)
+        await wire.wait_until(lambda: wire.bodies)
         clock.now += 20
         more.set()
         watch.look()
