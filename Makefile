@@ -69,7 +69,7 @@ test-e2e: venv tools ## Everything on a real node; needs root
 	@$(PYTEST) tests/e2e
 
 test-long: venv tools ## What takes minutes and is deselected in every other target
-	@$(PYTEST) -m long
+	@$(PYTEST) $(SPREAD) -m long
 
 test-gpu: venv ## What needs a CUDA device
 	@$(PYTEST) tests/gpu
