@@ -162,20 +162,21 @@ def _at(samples: list[tuple[str, float, float]], time_: str) -> tuple[str, float
 
 
 async def _is_converged(admin: Admin, fleet: Fleet) -> bool:
-    """Tell whether each endpoint has every child and a status; with nodes, whether it is Ready."""
+    """Tell whether each endpoint has every child and a status; with nodes, whether its pod serves."""
     for path in fleet.collections().values():
         if await _count(admin, path) < fleet.size:
             return False
-    return sum(map(_is_ready if fleet.has_nodes else _has_status, await admin.list_all(ENDPOINTS))) >= fleet.size
+    return sum(map(_is_available if fleet.has_nodes else _has_status, await admin.list_all(ENDPOINTS))) >= fleet.size
 
 
 def _has_status(endpoint: Json) -> bool:
     return "conditions" in endpoint.get("status", {})
 
 
-def _is_ready(endpoint: Json) -> bool:
+def _is_available(endpoint: Json) -> bool:
+    """Not Ready: no ingress controller runs, so that none admits the route."""
     conditions = endpoint.get("status", {}).get("conditions", [])
-    return any(item["type"] == "Ready" and item["status"] == "True" for item in conditions)
+    return any(item["type"] == "WorkloadAvailable" and item["status"] == "True" for item in conditions)
 
 
 async def _count(admin: Admin, path: str) -> int:

@@ -17,6 +17,7 @@ from dev.cluster.toolchain import obtain_kwok
 _NUM_NODES = 10
 # More than any fleet of the bench asks of one node; pods are the exception: so many addresses has its range.
 _CAPACITY = {"cpu": "100k", "memory": "1Pi", "ephemeral-storage": "1Pi", "nvidia.com/gpu": "100k", "pods": "4000"}
+_SETTLED_S = 2.0
 _END_S = 30
 
 
@@ -34,7 +35,7 @@ def running_nodes(cluster: Cluster, folder: Path) -> Iterator[None]:
         "kube-scheduler": [cluster.plan.binary("kube-scheduler"), f"--config={config}", "--secure-port=0"],
         "kwok": [
             *(obtain_kwok(), f"--kubeconfig={cluster.kubeconfig}", "--manage-all-nodes=true"),
-            *("--node-lease-duration-seconds=40", "--cidr=10.64.0.0/12", "--kube-api-qps=300", "--kube-api-burst=600"),
+            *("--node-lease-duration-seconds=40", "--cidr=10.64.0.0/12"),
         ],
     }
     with contextlib.ExitStack() as stack:
@@ -58,9 +59,11 @@ def _running(command: Sequence[str], log: Path, cluster: Cluster) -> Iterator[No
     with log.open("wb") as stream:
         process = subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, stdout=stream, stderr=stream)
     try:
-        yield
-        if process.poll() is not None:
+        # What it does not understand ends it at once.
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(_SETTLED_S)
             raise RuntimeError(f"{command[0]} ended: {log.read_text()[-500:]}")
+        yield
     finally:
         process.terminate()
         process.wait(_END_S)
