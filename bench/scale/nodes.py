@@ -15,7 +15,7 @@ from dev.cluster.leftovers import MEMBER_VARIABLE
 from dev.cluster.toolchain import obtain_kwok
 
 _NUM_NODES = 10
-# More than any fleet of the bench asks of one node; pods are the exception: so many addresses has its range.
+# More than any fleet of the bench asks for.
 _CAPACITY = {"cpu": "100k", "memory": "1Pi", "ephemeral-storage": "1Pi", "nvidia.com/gpu": "100k", "pods": "4000"}
 _SETTLED_S = 2.0
 _END_S = 30
