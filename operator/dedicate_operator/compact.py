@@ -1,7 +1,7 @@
 """Objects of the API server as they are kept: without what nobody reads, and with equal texts held once.
 
 Each answer that is parsed brings its own copies of the same names and values; over a thousand endpoints that is half of
-the memory. `cluster` gives all but the Lease like this, so that a list and what is kept of it are the same copies. Pure.
+the memory. `cluster` gives all but the Lease like this, so that a list and what is kept of it are one copy. Pure.
 """
 
 from __future__ import annotations

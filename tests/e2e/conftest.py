@@ -106,12 +106,15 @@ class Endpoints:
             condition = find_condition(self.get(name) or {}, kind)
             if condition.get("reason") in reasons and says in condition["message"]:
                 return condition
-            if not seen or seen[-1] != condition.get("reason"):
-                seen.append(condition.get("reason"))
+            told = condition.get("reason"), condition.get("message")
+            if not seen or seen[-1] != told:
+                seen.append(told)
             return None
 
         return await_value(
-            lambda: f"{kind} of {name} is one of {sorted(reasons)}, saw {seen}", ask, deadline_s=deadline_s
+            lambda: f"{kind} of {name} is one of {sorted(reasons)} and says {says!r}, saw {seen}",
+            ask,
+            deadline_s=deadline_s,
         )
 
     def children(self, name):

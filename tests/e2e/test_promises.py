@@ -6,7 +6,7 @@ from datetime import datetime
 
 # The liveness probe alone would end a silent container after three failures, ten seconds apart.
 LIVENESS_S = 30
-# Loading takes 5 to 20 s of one CPU; with a twelfth of one it takes minutes.
+# Loading takes 5 to 20 s of one CPU; with a twelfth of one it takes a minute or more.
 SLOW = {
     "requests": {"cpu": "50m", "memory": "1Gi", "ephemeral-storage": "64Mi"},
     "limits": {"cpu": "80m", "memory": "4Gi", "ephemeral-storage": "1Gi"},
